@@ -1,0 +1,65 @@
+"""Frozen, keyword-only dataclasses as configuration: parsed, validated, and described as JSON schema by pydantic."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from moescope.errors import InputError
+
+C = TypeVar("C", bound="Config")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Base of every configuration: unknown fields are refused, values are checked against their annotations.
+
+    A subclass adds checks in `__post_init__` with `require`, and documents each field with `doc` as its metadata:
+    `field(default=2, metadata=doc("experts per token"))`; the text becomes the help in the browser's form.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    def require(self, ok: bool, name: str, why: str) -> None:
+        """Raise `InputError` naming the field and its value unless `ok`."""
+        if not ok:
+            raise InputError(f"{type(self).__name__}.{name} = {getattr(self, name)!r}: {why}")
+
+
+def doc(text: str) -> dict[str, str]:
+    """Field metadata that carries the field's help text."""
+    return {"description": text}
+
+
+def parse(cls: type[C], values: Mapping[str, Any]) -> C:
+    """Build `cls` from plain values (as from TOML or JSON). Raises `InputError` in one sentence for the first fault."""
+    try:
+        return TypeAdapter(cls).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, InputError):
+            raise cause from None
+        where = ".".join(str(part) for part in first["loc"])
+        value = first.get("input")
+        shown = f" = {value!r}" if where and not isinstance(value, (dict, list)) else ""
+        raise InputError(f"{cls.__name__}{'.' if where else ''}{where}{shown}: {first['msg']}") from None
+
+
+def dump(config: Config) -> dict[str, Any]:
+    """The configuration as plain values; `parse(type(config), dump(config)) == config`."""
+    plain: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
+    return plain
+
+
+def schema(cls: type[Config]) -> dict[str, Any]:
+    """JSON schema of `cls`, with each field's help text."""
+    described = TypeAdapter(cls).json_schema()
+    properties = described.get("properties", {})
+    for item in dataclasses.fields(cls):
+        if item.name in properties and "description" in item.metadata:
+            properties[item.name].setdefault("description", item.metadata["description"])
+    return described

@@ -1,0 +1,110 @@
+"""Corpora, and the one thing that training and tracing read: a TokenSet, T tokens with labels."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from moescope.config import Config
+
+Kind = Literal["text", "patches", "vectors"]
+Scope = Literal["token", "document"]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Characters [start, end) of a document's text carry `value`; characters in no span are unlabelled."""
+
+    start: int
+    end: int
+    value: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text with labels: `labels` hold for all of it, `spans` for parts of it, by character offset."""
+
+    id: str
+    text: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    spans: Mapping[str, Sequence[Span]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """One label per token. `codes` is int16 [T], an index into `names`, -1 where a token is unlabelled.
+
+    `scope` says what may be permuted under the null: labels of whole documents, or labels of single tokens.
+    """
+
+    codes: np.ndarray
+    names: tuple[str, ...]
+    scope: Scope
+
+
+@dataclass(frozen=True)
+class TokenSet:
+    """T tokens in document order, ready for a model.
+
+    kind:    "text" (ids), "patches" or "vectors" (rows of floats).
+    inputs:  int32 [T] token ids for text, float32 [T, d_in] otherwise.
+    doc:     int32 [T], index of each token's document, non-decreasing.
+    labels:  name to Labels.
+    source:  what the data was: corpus name, its configuration, `synthetic` (bool), document names.
+    text:    UTF-8 bytes of all documents, one after another (text only).
+    start, end: int32 [T], byte offsets into `text` (text only). Byte-level tokens may split a character.
+    target:  int64 [num_docs], class per document where there is one (digits, clusters).
+    images:  uint8 [num_docs, H, W], what a person would look at (patches only).
+    """
+
+    kind: Kind
+    inputs: np.ndarray
+    doc: np.ndarray
+    labels: Mapping[str, Labels]
+    source: Mapping[str, Any]
+    text: bytes = b""
+    start: np.ndarray | None = None
+    end: np.ndarray | None = None
+    target: np.ndarray | None = None
+    images: np.ndarray | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.doc.shape[0])
+
+    @property
+    def num_docs(self) -> int:
+        return int(self.doc[-1]) + 1 if self.num_tokens else 0
+
+
+class Corpus(ABC):
+    """A source of labelled data, made from a validated Config.
+
+    A text corpus yields documents (`documents`); the others hand over a finished TokenSet (`token_set`).
+    """
+
+    Config: ClassVar[type[Config]]
+    kind: ClassVar[Kind]
+    synthetic: ClassVar[bool] = False
+    description: ClassVar[str]
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+
+class TextCorpus(Corpus):
+    kind = "text"
+
+    @abstractmethod
+    def documents(self) -> Iterator[Document]:
+        """Yield documents, in the same order every time. Raises `InputError` for files that cannot be read."""
+
+
+class VectorCorpus(Corpus):
+    @abstractmethod
+    def token_set(self) -> TokenSet:
+        """All of the data, in the same order every time."""

@@ -1,0 +1,51 @@
+"""What a run says while it goes on: an append-only log that the browser follows and a finished run replays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final
+
+EVENT_KINDS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "run_started": "The run's whole configuration, the model's size (`params`, `layers`), the data's size and the device.",
+        "train": (
+            "One training step: `loss` (nats per token, or per image), `objectives` (name to weighted value, summed over "
+            "layers), `lr`, `grad_norm`, `tokens` seen so far, `seconds` since the start."
+        ),
+        "load": (
+            "Share of assignments per expert at one step: `layers` is a list of `{layer, load, maxvio, dropped, tokens, "
+            "experts_per_token}`; `load` sums to 1 over alive experts, `dropped` is the share of wanted assignments dropped."
+        ),
+        "eval": "Loss on held-out data: `loss`, `tokens`, and for classes `accuracy`.",
+        "snapshot": "A trace of the fixed probe set: `path` (below the run's folder), `tokens`.",
+        "checkpoint": "A checkpoint folder was completed: `path` (below the run's folder), `seconds`.",
+        "run_resumed": "The run went on from a checkpoint: `from_step`.",
+        "run_finished": "The last step was done: `loss`, `eval_loss`, `seconds`.",
+        "run_stopped": "The user stopped the run; it can be resumed from its last checkpoint: `path`.",
+        "run_failed": "The run died: `error`, one sentence.",
+        "job": "A job changed: its public row (`id`, `kind`, `status`, `stage`, `progress`, `seconds_left`, `error`, `result`).",
+    }
+)
+"""The closed table of event kinds, each with what its payload holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One thing that happened at one step of one run.
+
+    `id` is given by the store on appending (0 before), `time` is seconds since the epoch. Raises `ValueError` for a
+    kind that is not in `EVENT_KINDS`.
+    """
+
+    run: str
+    step: int
+    kind: str
+    payload: Mapping[str, Any] = field(default_factory=dict)
+    id: int = 0
+    time: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in EVENT_KINDS:
+            raise ValueError(f"unknown event kind {self.kind!r}; the kinds are {', '.join(EVENT_KINDS)}")

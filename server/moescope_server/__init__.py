@@ -1,0 +1,1 @@
+"""The local web app and the command line of moescope."""
