@@ -6,9 +6,9 @@ COPY core core
 COPY server server
 COPY frontend frontend
 COPY sample_checkpoints sample_checkpoints
-# The CPU image takes torch from PyTorch's CPU index; the `gpu` profile passes the plain index, whose wheel carries CUDA.
+# torch's plain wheel carries CUDA; PyTorch's own index has the CPU build, which wins as 2.13.0+cpu. The `gpu` profile passes nothing.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN pip install --no-cache-dir --prefix=/install -c constraints.txt --index-url ${TORCH_INDEX} --extra-index-url https://pypi.org/simple torch \
+RUN pip install --no-cache-dir --prefix=/install -c constraints.txt ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}} torch \
  && PYTHONPATH=/install/lib/python3.11/site-packages pip install --no-cache-dir --prefix=/install -c constraints.txt .
 
 FROM python:3.11-slim
