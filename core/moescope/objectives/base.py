@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from moescope.config import Config
+from moescope.config import Config as BaseConfig
 from moescope.routers.base import Routing
 
 
@@ -31,11 +31,11 @@ class LayerRecord:
 class Objective(ABC):
     """An auxiliary loss of one layer. Losses are summed over layers by the trainer, never pooled across them."""
 
-    Config: ClassVar[type[Config]]
+    Config: ClassVar[type[BaseConfig]]
     rule: ClassVar[str]
     source: ClassVar[str]
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: BaseConfig) -> None:
         self.config = config
 
     @abstractmethod

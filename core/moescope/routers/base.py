@@ -7,13 +7,14 @@ up to E where it varies), d model width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from moescope.config import Config
+from moescope.config import Config as BaseConfig
 
 Law = Literal[
     "gates_sum_to_one", "single_expert_is_expert", "token_permutation", "expert_relabelling", "deterministic_evaluation"
@@ -69,6 +70,8 @@ class RouterContext:
     token_T:    int64 token ids, where the model reads tokens.
     previous:   Routing of the previous MoE layer of the same forward pass, None in the first.
     layer:      index of this block in the model.
+    max_seq:    the model's longest sequence, where there is a model; what a capacity per sequence counts from, so that
+                neither padding nor the sequence's own length (which later tokens make) enters.
     """
 
     batch: int
@@ -80,9 +83,12 @@ class RouterContext:
     token_T: Tensor | None = None
     previous: Routing | None = None
     layer: int = 0
+    max_seq: int | None = None
 
     @staticmethod
-    def simple(num_tokens: int, num_experts: int, *, training: bool = False, device: str | torch.device = "cpu") -> RouterContext:
+    def simple(
+        num_tokens: int, num_experts: int, *, training: bool = False, device: str | torch.device = "cpu"
+    ) -> RouterContext:
         """One sequence of `num_tokens` valid tokens, every expert alive: enough for a notebook or a test."""
         return RouterContext(
             batch=1,
@@ -98,20 +104,26 @@ class Router(nn.Module, ABC):
 
     causal:    "yes" if what position t receives never depends on later positions, as trained.
     learns:    whether the router's weights receive a gradient from the language-model loss.
+    k:         experts per token where fixed, None where it varies.
     k_meaning: one phrase saying what k means here.
+    rule:      the rule in one line.
     source:    paper and equation.
     breaks:    laws this router breaks by design.
+
+    `causal`, `learns` and `breaks` on the class hold for the default Config; an instance whose options change them
+    sets its own, so read them from the instance. Weights and buffers stay float32 whatever dtype the model is cast to.
     """
 
-    Config: ClassVar[type[Config]]
-    causal: ClassVar[Causality]
-    learns: ClassVar[bool]
+    Config: ClassVar[type[BaseConfig]]
+    causal: Causality
+    learns: bool
+    breaks: frozenset[Law] = frozenset()
+    k: int | None = None
     k_meaning: ClassVar[str]
     rule: ClassVar[str]
     source: ClassVar[str]
-    breaks: ClassVar[frozenset[Law]] = frozenset()
 
-    def __init__(self, config: Config, d_model: int, num_experts: int) -> None:
+    def __init__(self, config: BaseConfig, d_model: int, num_experts: int) -> None:
         super().__init__()
         self.config = config
         self.d_model = d_model
@@ -120,3 +132,14 @@ class Router(nn.Module, ABC):
     @abstractmethod
     def forward(self, h_Td: Tensor, context: RouterContext) -> Routing:
         """Route T tokens. `h_Td` may be bfloat16; everything is computed in float32."""
+
+    def reset(self, generator: torch.Generator | None = None) -> None:
+        """Draw the weights anew, from `generator` where one is given."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]
+        return self

@@ -1,0 +1,65 @@
+"""What goes into a model and what comes out, and the loss between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from moescope.errors import InputError
+from moescope.objectives.base import LayerRecord
+
+IGNORED = -100
+"""Target of a position that has none."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B sequences of S positions, padded at the end.
+
+    inputs:   int64 [B, S] token ids, or float32 [B, S, d_in] rows.
+    valid:    bool [B, S], False for padding; the valid positions of a sequence come first.
+    target:   int64 [B, S] next token (-100: none), or [B] class, or None.
+    position: int64 [B, S], None for 0, 1, 2, ... in every sequence.
+    """
+
+    inputs: Tensor
+    valid: Tensor
+    target: Tensor | None = None
+    position: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.inputs.shape[:2] != self.valid.shape:
+            raise InputError(f"Batch: inputs are {tuple(self.inputs.shape)}, valid is {tuple(self.valid.shape)}.")
+        if self.valid.device.type == "cpu" and bool((self.valid[:, 1:] & ~self.valid[:, :-1]).any()):
+            raise InputError("Batch: padding must come after the valid positions of a sequence.")
+
+    def to(self, device: str | torch.device) -> Batch:
+        """The same batch on `device`."""
+        tensors = {name: value.to(device) for name, value in vars(self).items() if value is not None}
+        return replace(self, **tensors)
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """logits: [B, S, V] for next tokens, [B, C] for classes. records: one per MoE layer, in order."""
+
+    logits: Tensor
+    records: tuple[LayerRecord, ...]
+
+
+def num_targets(batch: Batch) -> int:
+    """Tokens, or items, that `loss` is a mean over."""
+    return 0 if batch.target is None else int((batch.target != IGNORED).sum())
+
+
+def loss(output: ModelOutput, batch: Batch) -> Tensor:
+    """Mean cross-entropy in nats per token, or per item for classes; float32. 0 where nothing has a target."""
+    if batch.target is None:
+        raise InputError("This batch has no targets, so there is no loss.")
+    logits = output.logits.float().flatten(0, -2)
+    target = batch.target.flatten()
+    total = F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum")
+    return total / (target != IGNORED).sum().clamp_min(1)

@@ -1,0 +1,47 @@
+"""From a TokenSet to batches: chunks of documents that never cross a document, padded at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from moescope.data.base import TokenSet
+from moescope.model.batch import IGNORED, Batch
+
+
+def sequences(tokens: TokenSet, max_seq: int) -> list[tuple[int, int]]:
+    """(start, length) of consecutive chunks of at most `max_seq` tokens that cover every token once, in order."""
+    starts = np.flatnonzero(np.diff(tokens.doc, prepend=-1))
+    chunks: list[tuple[int, int]] = []
+    for start, end in zip(starts.tolist(), [*starts[1:].tolist(), tokens.num_tokens], strict=True):
+        chunks.extend((at, min(max_seq, end - at)) for at in range(start, end, max_seq))
+    return chunks
+
+
+def collate(tokens: TokenSet, chunks: Sequence[tuple[int, int]], device: str | torch.device = "cpu") -> Batch:
+    """One row per chunk, padded at the end with zeros.
+
+    The target is the class of the chunk's document where the TokenSet has classes; else, for text, the next token of
+    the same document (-100 where there is none); else None.
+    """
+    width = max(length for _, length in chunks)
+    rows = np.zeros((len(chunks), width), np.int64)
+    valid = np.zeros((len(chunks), width), bool)
+    for row, (start, length) in enumerate(chunks):
+        rows[row, :length] = np.arange(start, start + length)
+        valid[row, :length] = True
+    taken = tokens.inputs[rows]
+    if tokens.kind == "text":
+        inputs = torch.from_numpy(np.where(valid, taken, 0).astype(np.int64))
+    else:
+        inputs = torch.from_numpy(np.where(valid[..., None], taken, 0).astype(np.float32))
+    target = None
+    if tokens.target is not None:
+        target = torch.from_numpy(tokens.target[tokens.doc[rows[:, 0]]].astype(np.int64))
+    elif tokens.kind == "text":
+        following = np.minimum(rows + 1, tokens.num_tokens - 1)
+        same = valid & (following > rows) & (tokens.doc[following] == tokens.doc[rows])
+        target = torch.from_numpy(np.where(same, tokens.inputs[following], IGNORED).astype(np.int64))
+    return Batch(inputs=inputs, valid=torch.from_numpy(valid), target=target).to(device)

@@ -1,0 +1,90 @@
+"""What a model is: everything that its shape follows from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from moescope.config import Config, doc, parse
+from moescope.routers import ROUTERS
+
+_LARGEST = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Config):
+    """A pre-norm transformer with MoE in any subset of its blocks. Raises `InputError` for what cannot be built."""
+
+    input: Literal["tokens", "patches", "vectors"] = field(default="tokens", metadata=doc("what the model reads"))
+    head: Literal["next_token", "class"] = field(default="next_token", metadata=doc("what the model predicts"))
+    vocab_size: int = field(default=0, metadata=doc("token ids, for tokens"))
+    d_input: int = field(default=0, metadata=doc("width of an input row, for patches and vectors"))
+    num_classes: int = field(default=0, metadata=doc("classes, for the class head"))
+    max_seq: int = field(default=256, metadata=doc("longest sequence"))
+    d_model: int = field(default=128, metadata=doc("width of the residual stream"))
+    num_layers: int = field(default=4, metadata=doc("blocks"))
+    num_heads: int = field(default=4, metadata=doc("attention heads; 0 leaves attention out"))
+    causal: bool = field(default=True, metadata=doc("attention sees earlier positions only"))
+    rope_base: float = field(default=10000.0, metadata=doc("base of the rotary wavelengths"))
+    d_dense: int = field(default=512, metadata=doc("SwiGLU width of dense blocks"))
+    moe_layers: Literal["all", "alternate"] | tuple[int, ...] = field(
+        default="all", metadata=doc("blocks with experts: all, alternate (1, 3, ...) or indices")
+    )
+    num_experts: int = field(default=8, metadata=doc("experts per MoE block"))
+    max_experts: int | None = field(
+        default=None, metadata=doc("slots per MoE block, for growth; none means num_experts")
+    )
+    d_expert: int = field(default=128, metadata=doc("SwiGLU width of an expert"))
+    num_shared_experts: int = field(default=0, metadata=doc("experts that every token uses, beside the routed ones"))
+    router: str = field(default="topk_softmax", metadata=doc("router, by its name in the registry"))
+    router_config: dict[str, Any] = field(default_factory=dict, metadata=doc("options of the router"))
+    tie_embeddings: bool = field(default=True, metadata=doc("next-token head reuses the embedding"))
+    leaky_control: bool = field(
+        default=False, metadata=doc("allow a router that sees the future under a next-token head; the run says so")
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "num_layers", "d_dense", "num_experts", "d_expert", "max_seq"):
+            self.require(1 <= getattr(self, name) <= _LARGEST, name, f"it must lie between 1 and {_LARGEST}.")
+        self.require(self.num_layers <= 1024, "num_layers", "more than 1024 blocks are not supported.")
+        enough = self.num_experts <= self.num_slots <= 65536
+        self.require(enough, "max_experts", "it must be at least num_experts, and at most 65536.")
+        self.require(0 <= self.num_shared_experts <= 65536, "num_shared_experts", "it must lie between 0 and 65536.")
+        self.require(self.rope_base > 1.0, "rope_base", "it must be above 1.")
+        self._check_attention()
+        self._check_ends()
+        self.require(self.router in ROUTERS, "router", f"the routers are {', '.join(ROUTERS)}.")
+        parse(ROUTERS[self.router].Config, self.router_config)
+        wrong = [layer for layer in self.moe_indices if not 0 <= layer < self.num_layers]
+        self.require(not wrong, "moe_layers", f"the blocks are 0 to {self.num_layers - 1}.")
+
+    def _check_attention(self) -> None:
+        self.require(0 <= self.num_heads <= self.d_model, "num_heads", "it must lie between 0 and d_model.")
+        if self.num_heads:
+            even = self.d_model % (2 * self.num_heads) == 0
+            self.require(even, "num_heads", f"d_model = {self.d_model} must split into heads of even width.")
+
+    def _check_ends(self) -> None:
+        if self.input == "tokens":
+            self.require(1 <= self.vocab_size <= 1 << 24, "vocab_size", "a model of tokens needs a vocabulary.")
+        else:
+            self.require(1 <= self.d_input <= _LARGEST, "d_input", f"a model of {self.input} needs its row's width.")
+        if self.head == "next_token":
+            self.require(self.input == "tokens", "head", f"{self.input} have no next token; use `class`.")
+            self.require(self.causal, "causal", "a next-token head needs causal attention.")
+        else:
+            self.require(2 <= self.num_classes <= _LARGEST, "num_classes", "the class head needs at least 2 classes.")
+
+    @property
+    def num_slots(self) -> int:
+        """E_max, the expert slots of each MoE block."""
+        return self.num_experts if self.max_experts is None else self.max_experts
+
+    @property
+    def moe_indices(self) -> tuple[int, ...]:
+        """Blocks that hold experts, ascending."""
+        if self.moe_layers == "all":
+            return tuple(range(self.num_layers))
+        if self.moe_layers == "alternate":
+            return tuple(range(1, self.num_layers, 2))
+        return tuple(sorted({int(layer) for layer in self.moe_layers}))

@@ -1,0 +1,92 @@
+"""The parts of a block: norm, rotary attention, dense SwiGLU, MoE layer.
+
+Shapes: B sequences, S positions, H heads, D head width, T = B * S tokens, d model width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moescope.model.experts import ExpertBank, swiglu
+from moescope.objectives.base import LayerRecord
+from moescope.routers.base import Router, RouterContext
+
+
+class RMSNorm(nn.Module):
+    """x over its root mean square, times a weight; computed in float32 (1910.07467)."""
+
+    def __init__(self, d_model: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(d_model))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps) * self.weight.float()).to(x.dtype)
+
+
+def rotary_angles(position_BS: Tensor, d_head: int, base: float) -> tuple[Tensor, Tensor]:
+    """cos and sin, float32 [B, 1, S, D/2], of position * base^(-2i/D) (RoFormer 2104.09864, Eq. 15)."""
+    exponent = torch.arange(0, d_head, 2, dtype=torch.float32, device=position_BS.device) / d_head
+    angle = position_BS[:, None, :, None].float() * base**-exponent
+    return angle.cos(), angle.sin()
+
+
+def rotate(x_BHSD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (i, i + D/2) of the head by its angle."""
+    first, second = x_BHSD.float().chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x_BHSD.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head attention over valid positions, rotary, through SDPA."""
+
+    def __init__(self, d_model: int, num_heads: int, causal: bool) -> None:
+        super().__init__()
+        self.num_heads, self.causal = num_heads, causal
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.out = nn.Linear(d_model, d_model, bias=False)
+
+    def forward(self, x_BSd: Tensor, cos: Tensor, sin: Tensor, valid_BS: Tensor) -> Tensor:
+        """[B, S, d]. Padding comes last, so causal attention needs no mask for it: no valid position sees it."""
+        batch, seq, width = x_BSd.shape
+        q, k, v = self.qkv(x_BSd).view(batch, seq, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        mask = None
+        if not self.causal:  # every query keeps itself, so that no row is fully masked
+            mask = (valid_BS[:, None, :] | torch.eye(seq, dtype=torch.bool, device=x_BSd.device))[:, None]
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal)
+        return F.linear(y.transpose(1, 2).reshape(batch, seq, width), self.out.weight)
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate x) * up x) (2002.05202)."""
+
+    def __init__(self, d_model: int, d_hidden: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(d_model, 2 * d_hidden, bias=False)
+        self.down = nn.Linear(d_hidden, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return swiglu(x, self.gate_up.weight, self.down.weight)
+
+
+class MoELayer(nn.Module):
+    """Router, expert bank with an alive mask over its slots, and optional shared experts (as one SwiGLU, summed)."""
+
+    alive_E: Tensor
+
+    def __init__(self, router: Router, bank: ExpertBank, shared: SwiGLU | None, num_alive: int) -> None:
+        super().__init__()
+        self.router, self.bank, self.shared = router, bank, shared
+        self.register_buffer("alive_E", torch.arange(router.num_experts) < num_alive)
+
+    def forward(self, x_Td: Tensor, context: RouterContext) -> tuple[Tensor, LayerRecord]:
+        """y_Td (zero rows where nothing was sent and nothing is shared), and what the layer saw and decided."""
+        routing = self.router(x_Td, context)
+        y_Td = self.bank(x_Td, routing.expert_TK, routing.gate_TK, routing.sent_TK)
+        if self.shared is not None:
+            y_Td = y_Td + self.shared(x_Td)
+        return y_Td, LayerRecord(layer=context.layer, routing=routing, alive_E=context.alive_E, input_Td=x_Td)

@@ -1,0 +1,171 @@
+"""One pre-norm transformer over tokens, patches or vectors, with MoE in any subset of its blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moescope.config import parse
+from moescope.errors import InputError
+from moescope.model.batch import Batch, ModelOutput
+from moescope.model.config import ModelConfig
+from moescope.model.experts import ExpertBank
+from moescope.model.layers import Attention, MoELayer, RMSNorm, SwiGLU, rotary_angles
+from moescope.objectives.base import LayerRecord
+from moescope.routers import ROUTERS
+from moescope.routers.base import RouterContext
+
+
+def build_moe(config: ModelConfig) -> MoELayer:
+    """One MoE layer of a model."""
+    kind = ROUTERS[config.router]
+    router = kind(parse(kind.Config, config.router_config), config.d_model, config.num_slots)
+    if config.head == "next_token" and router.causal != "yes" and not config.leaky_control:
+        raise InputError(
+            f"router {config.router!r} lets a position see later tokens, so a next-token loss would be wrong; "
+            "set leaky_control = true to run it as a control that says so."
+        )
+    bank = ExpertBank(config.num_slots, config.d_model, config.d_expert)
+    width = config.num_shared_experts * config.d_expert
+    return MoELayer(router, bank, SwiGLU(config.d_model, width) if width else None, config.num_experts)
+
+
+class Block(nn.Module):
+    """x + attention(norm x), then x + experts or dense SwiGLU(norm x). Exactly one of `moe` and `mlp` is there."""
+
+    def __init__(self, config: ModelConfig, sparse: bool) -> None:
+        super().__init__()
+        d_model = config.d_model
+        self.attention = Attention(d_model, config.num_heads, config.causal) if config.num_heads else None
+        self.attention_norm = RMSNorm(d_model) if config.num_heads else None
+        self.norm = RMSNorm(d_model)
+        self.moe = build_moe(config) if sparse else None
+        self.mlp = None if sparse else SwiGLU(d_model, config.d_dense)
+
+    def forward(
+        self, x_BSd: Tensor, cos: Tensor, sin: Tensor, valid_BS: Tensor, context: Callable[..., RouterContext]
+    ) -> tuple[Tensor, LayerRecord | None]:
+        """The new residual stream, and what the MoE layer did where there is one."""
+        if self.attention is not None and self.attention_norm is not None:
+            x_BSd = x_BSd + self.attention(self.attention_norm(x_BSd), cos, sin, valid_BS)
+        h_BSd = self.norm(x_BSd)
+        if self.moe is None:
+            assert self.mlp is not None
+            return x_BSd + self.mlp(h_BSd), None
+        y_Td, record = self.moe(h_BSd.flatten(0, 1), context(alive_E=self.moe.alive_E))
+        return x_BSd + y_Td.view_as(x_BSd), record
+
+
+class Transformer(nn.Module):
+    """The model. Equal `config` and `seed` give equal weights; with `seed` None the weights are left undrawn.
+
+    Module paths: `blocks.{layer}.moe.router`, `.moe.bank`, `.moe.shared`, or `blocks.{layer}.mlp`.
+    Raises `InputError` where a router that is not causal meets a next-token head without `leaky_control`.
+    """
+
+    def __init__(self, config: ModelConfig, seed: int | None = 0) -> None:
+        super().__init__()
+        self.config = config
+        with torch.random.fork_rng(devices=[]):  # modules draw on construction; what counts is drawn in `reset`
+            if config.input == "tokens":
+                self.embed: nn.Embedding | nn.Linear = nn.Embedding(config.vocab_size, config.d_model)
+            else:
+                self.embed = nn.Linear(config.d_input, config.d_model)
+            self.blocks = nn.ModuleList(
+                Block(config, layer in config.moe_indices) for layer in range(config.num_layers)
+            )
+            self.norm = RMSNorm(config.d_model)
+            width = config.vocab_size if config.head == "next_token" else config.num_classes
+            tied = config.head == "next_token" and config.tie_embeddings
+            self.head = None if tied else nn.Linear(config.d_model, width, bias=False)
+        if seed is not None:
+            self.reset(torch.Generator().manual_seed(seed))
+
+    @torch.no_grad()
+    def reset(self, generator: torch.Generator) -> None:
+        """Draw all weights: N(0, 1/fan_in), over sqrt(2 layers) into the residual; embedding and head N(0, 0.02²)."""
+        depth = math.sqrt(2 * self.config.num_layers)
+        for name, weight in self.named_parameters():
+            if ".router." in name:
+                continue
+            if weight.ndim == 1:
+                weight.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+                continue
+            ends = name in ("embed.weight", "head.weight") and not (name == "embed.weight" and self.config.d_input)
+            std = 0.02 if ends else weight.shape[-1] ** -0.5
+            residual = name.endswith(("attention.out.weight", ".down", ".down.weight"))
+            weight.normal_(0.0, std / depth if residual else std, generator=generator)
+        for layer in self.moe.values():
+            layer.router.reset(generator)
+
+    @property
+    def moe(self) -> dict[int, MoELayer]:
+        """MoE layers by the index of their block, ascending."""
+        return {index: block.moe for index, block in self._blocks() if block.moe is not None}
+
+    def _blocks(self) -> Iterator[tuple[int, Block]]:
+        return enumerate(cast(Iterable[Block], self.blocks))
+
+    def forward(self, batch: Batch, step: int = 0) -> ModelOutput:
+        """Logits, and one record per MoE layer. `step`: optimizer steps done, for routers with a schedule."""
+        size, seq = batch.valid.shape
+        if seq > self.config.max_seq:
+            raise InputError(f"{seq} positions are more than this model's max_seq = {self.config.max_seq}.")
+        known = partial(
+            RouterContext,
+            batch=size,
+            seq=seq,
+            valid_T=batch.valid.flatten(),
+            training=self.training,
+            step=step,
+            token_T=batch.inputs.flatten() if self.config.input == "tokens" else None,
+            max_seq=self.config.max_seq,
+        )
+        cos, sin = self._angles(batch)
+        x_BSd: Tensor = self.embed(batch.inputs)
+        records: list[LayerRecord] = []
+        for index, block in self._blocks():
+            previous = records[-1].routing if records else None
+            x_BSd, record = block(x_BSd, cos, sin, batch.valid, partial(known, layer=index, previous=previous))
+            if record is not None:
+                records.append(record)
+        return ModelOutput(self._logits(self.norm(x_BSd), batch.valid), tuple(records))
+
+    def _angles(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        position = batch.position
+        if position is None:
+            position = torch.arange(batch.valid.shape[1], device=batch.valid.device)[None]
+        return rotary_angles(position, self.config.d_model // max(self.config.num_heads, 1), self.config.rope_base)
+
+    def _logits(self, x_BSd: Tensor, valid_BS: Tensor) -> Tensor:
+        if self.config.head == "class":
+            valid_BS1 = valid_BS[..., None]
+            pooled_Bd = x_BSd.where(valid_BS1, 0.0).sum(dim=1) / valid_BS1.sum(dim=1).clamp_min(1)
+            x_BSd = pooled_Bd.to(x_BSd.dtype)
+        weight = self.embed.weight if self.head is None else self.head.weight
+        return F.linear(x_BSd, weight)
+
+
+def num_params(model: nn.Module) -> int:
+    """Parameters, dead expert slots included."""
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def active_params(model: Transformer, experts_per_token: float | None = None) -> int:
+    """Parameters that one token uses: all but the experts it is not sent to.
+
+    Where the router's k varies, give the measured `experts_per_token`; without it every alive expert counts.
+    """
+    total = num_params(model)
+    for layer in model.moe.values():
+        slots, alive = layer.alive_E.numel(), int(layer.alive_E.sum())
+        per_expert = (layer.bank.gate_up.numel() + layer.bank.down.numel()) // slots
+        used = layer.router.k if layer.router.k is not None else experts_per_token
+        total -= round((slots - min(alive if used is None else used, alive)) * per_expert)
+    return total
