@@ -1,0 +1,90 @@
+"""What every figure shares: the meta that the page links by, a layout without a theme, and the shape of a projection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import plotly.graph_objects as go
+
+TRANSPARENT = "rgba(0,0,0,0)"
+GRID = "rgba(133,139,148,0.22)"
+
+
+class ProjectionLike(Protocol):
+    """Positions of `trace.sample`'s tokens in the plane, and how far to believe them."""
+
+    @property
+    def xy(self) -> np.ndarray: ...
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def trustworthiness(self) -> float: ...
+
+
+def figure(
+    traces: Sequence[Any],
+    *,
+    name: str,
+    title: str,
+    caption: str,
+    layer: int | None = None,
+    shown: int | None = None,
+    total: int | None = None,
+    note: str | None = None,
+    grow: Sequence[Mapping[str, Any]] = (),
+    **layout: Any,
+) -> go.Figure:
+    """A figure with transparent background, no theme, and `layout.meta` as docs/contracts.md says."""
+    meta: dict[str, Any] = {"moescope": 1, "name": name, "layer": layer, "title": title, "caption": caption}
+    meta |= {"shown": shown, "total": total, "note": note}
+    if grow:
+        meta["grow"] = [dict(entry) for entry in grow]
+    return go.Figure(
+        data=list(traces),
+        layout={
+            "template": {"layout": {"autotypenumbers": "strict"}},
+            "paper_bgcolor": TRANSPARENT,
+            "plot_bgcolor": TRANSPARENT,
+            "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
+            "hovermode": "closest",
+            "hoverlabel": {"align": "left"},
+            "dragmode": False,
+            "meta": meta,
+            **layout,
+        },
+    )
+
+
+def axis(title: str | None = None, **options: Any) -> dict[str, Any]:
+    """An axis that makes room for its own labels and draws a faint grid readable in light and dark."""
+    made: dict[str, Any] = {"automargin": True, "gridcolor": GRID, "zeroline": False, "ticks": "", "showline": False}
+    if title is not None:
+        made["title"] = {"text": title, "standoff": 6}
+    return made | options
+
+
+def category_axis(title: str, names: Sequence[str], **options: Any) -> dict[str, Any]:
+    """An axis of category strings in the given order, without a grid."""
+    fixed = {"type": "category", "categoryorder": "array", "categoryarray": list(names), "showgrid": False}
+    return axis(title, **fixed, **options)
+
+
+def expert_names(num_experts: int) -> list[str]:
+    """`E0`, `E1`, ... as they stand on every axis."""
+    return [f"E{i}" for i in range(num_experts)]
+
+
+def ratio_colorbar(limit: float, title: str) -> dict[str, Any]:
+    """A colour bar for log2 of a ratio over [-limit, limit], with the ratios themselves as ticks."""
+    steps = [x for x in (-4, -3, -2, -1, -0.5, 0, 0.5, 1, 2, 3, 4) if abs(x) <= limit + 1e-9]
+    if limit >= 2:
+        steps = [x for x in steps if x == int(x)]
+    text = [f"{2.0**x:.2g}×" if x > -1 else f"1/{2 ** round(-x)}" for x in steps]
+    return {
+        "title": {"text": title, "side": "right"}, "tickvals": steps, "ticktext": text, "thickness": 10, "outlinewidth": 0,
+        "ticks": "", "len": 1.0, "xpad": 4, "ypad": 0,
+    }  # fmt: skip

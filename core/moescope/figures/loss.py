@@ -1,0 +1,102 @@
+"""A run's loss: every step, smoothed, and on held-out data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from moescope.events import Event
+from moescope.figures.base import axis, figure
+from moescope.figures.palette import CATEGORICAL, NEUTRAL
+from moescope.figures.wording import number
+
+SMOOTHING = 0.95
+
+
+def current(events: Iterable[Event], kind: str) -> list[Event]:
+    """Events of one kind in order of step, without what a resume did again: going on from step s forgets later ones."""
+    kept: dict[int, Event] = {}
+    for event in events:
+        if event.kind == "run_resumed":
+            start = int(event.payload.get("from_step", event.step))
+            kept = {step: old for step, old in kept.items() if step <= start}
+        elif event.kind == kind:
+            kept[event.step] = event
+    return [kept[step] for step in sorted(kept)]
+
+
+def series(events: Sequence[Event], *path: str) -> tuple[np.ndarray, np.ndarray]:
+    """(steps int32, values float64) of one number in the payloads; events that lack it are left out."""
+    steps, values = [], []
+    for event in events:
+        value: Any = event.payload
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, (int, float)):
+            steps.append(event.step)
+            values.append(float(value))
+    return np.array(steps, np.int32), np.array(values, np.float64)
+
+
+def smooth(values: np.ndarray, keep: float = SMOOTHING) -> np.ndarray:
+    """s_t = keep s_{t-1} + (1 - keep) v_t from s_0 = v_0; a value that is not finite leaves s as it was."""
+    out, state = np.empty_like(values), np.nan
+    for i, value in enumerate(values):
+        if np.isfinite(value):
+            state = value if np.isnan(state) else keep * state + (1 - keep) * value
+        out[i] = state
+    return out
+
+
+def thinned(count: int, most: int) -> np.ndarray:
+    """Positions of at most `most` of `count` points, evenly spaced, the first and the last among them."""
+    return np.arange(count) if count <= most else np.unique(np.linspace(0, count - 1, most).round().astype(int))
+
+
+def loss(events: Iterable[Event], *, max_points: int = 4000) -> go.Figure:
+    """Training loss per step (faint), its running mean (which a live page continues), and loss on held-out data."""
+    log = list(events)
+    train, held = current(log, "train"), current(log, "eval")
+    step, value = series(train, "loss")
+    eval_step, eval_value = series(held, "loss")
+    keep = thinned(len(step), max_points)
+    hover = "step %{x}<br>%{y:.4f} nats<extra>%{fullData.name}</extra>"
+    curve = {"role": "curve"}
+    raw = go.Scatter(
+        x=step[keep], y=value[keep], mode="lines", name="train, each step", line={"width": 1, "color": NEUTRAL}, opacity=0.45,
+        hovertemplate=hover, meta=curve,
+    )  # fmt: skip
+    mean = go.Scatter(
+        x=step[keep], y=smooth(value)[keep], mode="lines", name="train, running mean",
+        line={"width": 2, "color": CATEGORICAL[0]}, hovertemplate=hover, meta=curve,
+    )  # fmt: skip
+    evaluated = go.Scatter(
+        x=eval_step, y=eval_value, mode="lines+markers", name="held out", line={"width": 2, "color": CATEGORICAL[2]},
+        marker={"size": 6}, hovertemplate=hover, meta=curve,
+    )  # fmt: skip
+    shown = len(keep)
+    return figure(
+        [raw, mean, evaluated],
+        name="loss",
+        title="Loss",
+        caption=(
+            f"Cross-entropy in nats per token (per image where the model classifies), without auxiliary losses; {number(len(step))} "
+            f"training steps, the running mean keeps {SMOOTHING:g} of itself a step; {number(len(eval_step))} evaluations on "
+            "held-out data."
+        ),
+        shown=shown,
+        total=len(step),
+        note=f"{number(shown)} of {number(len(step))} steps, evenly spaced" if shown < len(step) else None,
+        grow=[
+            {"kind": "train", "trace": 0, "x": "step", "y": "loss"},
+            {"kind": "train", "trace": 1, "x": "step", "y": "loss", "smooth": SMOOTHING},
+            {"kind": "eval", "trace": 2, "x": "step", "y": "loss"},
+        ],
+        xaxis=axis("step", rangemode="tozero"),
+        yaxis=axis("loss (nats)"),
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        hovermode="x unified",
+    )

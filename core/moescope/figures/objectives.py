@@ -1,0 +1,51 @@
+"""A run's auxiliary losses, as they entered the total."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import plotly.graph_objects as go
+
+from moescope.events import Event
+from moescope.figures.base import axis, figure
+from moescope.figures.loss import current, series, thinned
+from moescope.figures.palette import label_colours
+from moescope.figures.wording import number
+
+
+def objectives(events: Iterable[Event], *, max_points: int = 4000) -> go.Figure:
+    """One curve per objective: its weighted value, summed over layers, at every step."""
+    train = current(events, "train")
+    names = sorted({name for event in train for name in event.payload.get("objectives", {})})
+    keep = thinned(len(train), max_points)
+    chosen = [train[i] for i in keep]
+    data, grow = [], []
+    for i, (name, shade) in enumerate(zip(names, label_colours(names), strict=True)):
+        step, value = series(chosen, "objectives", name)
+        data.append(
+            go.Scatter(
+                x=step, y=value, mode="lines", name=name, line={"width": 1.5, "color": shade}, meta={"role": "curve"},
+                hovertemplate="step %{x}<br>%{y:.4g}<extra>%{fullData.name}</extra>",
+            )
+        )  # fmt: skip
+        grow.append({"kind": "train", "trace": i, "x": "step", "y": f"objectives.{name}"})
+    return figure(
+        data,
+        name="objectives",
+        title="Auxiliary losses",
+        caption=(
+            f"Each objective times its coefficient, summed over layers, as added to the loss; {number(len(train))} steps."
+            if names
+            else "This run has no auxiliary losses."
+        ),
+        shown=len(chosen),
+        total=len(train),
+        note=f"{number(len(chosen))} of {number(len(train))} steps, evenly spaced"
+        if len(chosen) < len(train)
+        else None,
+        grow=grow,
+        xaxis=axis("step", rangemode="tozero"),
+        yaxis=axis("weighted value"),
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        showlegend=True,
+    )

@@ -1,0 +1,73 @@
+"""Colours: the one place that gives a colour to an expert, a label's value or a number.
+
+Twenty categorical colours, found by search for the largest smallest CIEDE2000 difference under normal vision and under
+simulated protanopia, deuteranopia and tritanopia (Machado, Oliveira and Fernandes 2009, severity 1), every one readable
+on white and on near-black. `tests/figures/test_palette.py` states and checks what holds for the first 8, 12 and 20.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from moescope.trace.schema import Trace
+
+CATEGORICAL: Final[tuple[str, ...]] = (
+    "#eb9900", "#0014ff", "#00b8ff", "#a3000a", "#7a8f70", "#8f708f", "#005c5c", "#5c7aeb", "#ff2952", "#a3008f",
+    "#a36600", "#cca3b8", "#f50ac2", "#70473d", "#008547", "#47a399", "#99b870", "#c23370", "#eb85d6", "#d6708f",
+)  # fmt: skip
+"""In order of use: any first n of them are chosen to lie far apart."""
+
+MAX_DISTINCT: Final = len(CATEGORICAL)
+NEUTRAL: Final = "#858b94"
+"""Experts beyond what a palette can tell apart, reference lines, and (hollow) what is unlabelled."""
+
+BAND: Final = "rgba(133,139,148,0.28)"
+"""Fill of a null's band."""
+
+BLANK: Final = "rgba(133,139,148,0.85)"
+"""Marks of cells that have no value."""
+
+HIGHLIGHTED: Final = 8
+"""Beyond `MAX_DISTINCT` experts this many, the most used, keep a colour until the reader picks others."""
+
+SEQUENTIAL: Final[tuple[tuple[float, str], ...]] = (
+    (0.0, "#3c4d6e"), (0.25, "#5f636e"), (0.5, "#7f7c75"), (0.75, "#a59c74"), (1.0, "#cdbf62"),
+)  # fmt: skip
+"""The middle of cividis (Nunez, Anderton and Renslow 2018): monotone in lightness, readable on white and near-black."""
+
+DIVERGING: Final[tuple[tuple[float, str], ...]] = (
+    (0.0, "rgba(26,94,201,1)"),
+    (0.25, "rgba(58,128,222,0.72)"),
+    (0.5, "rgba(133,139,148,0.06)"),
+    (0.75, "rgba(226,126,20,0.72)"),
+    (1.0, "rgba(208,96,0,1)"),
+)
+"""Blue below, orange above, fading into the page at the middle, so that it is read alike in light and dark."""
+
+
+def expert_colours(n: int) -> list[str]:
+    """One hex colour per expert: distinct up to `MAX_DISTINCT` experts, beyond that the neutral grey for all."""
+    return list(CATEGORICAL[:n]) if n <= MAX_DISTINCT else [NEUTRAL] * n
+
+
+def label_colours(values: Sequence[str]) -> list[str]:
+    """One hex colour per value of a label, the neutral grey from the 21st on. Unlabelled is drawn hollow, in `NEUTRAL`."""
+    return [CATEGORICAL[i] if i < MAX_DISTINCT else NEUTRAL for i in range(len(values))]
+
+
+def layer_colours(trace: Trace, layer: int) -> list[str]:
+    """One hex colour per expert of one layer, as every view of this trace shows it.
+
+    Up to `MAX_DISTINCT` experts: `expert_colours`. Beyond, the `HIGHLIGHTED` most used experts (as best expert of a
+    token) have a colour and the others are grey.
+    """
+    traced = trace.layers[layer]
+    colours = expert_colours(traced.meta.num_experts)
+    if len(colours) > MAX_DISTINCT:
+        used = np.bincount(traced.top1_T[traced.top1_T >= 0], minlength=len(colours))
+        for colour, expert in zip(CATEGORICAL, np.argsort(-used, kind="stable")[:HIGHLIGHTED], strict=False):
+            colours[int(expert)] = colour
+    return colours

@@ -1,0 +1,79 @@
+"""Words for tokens and numbers: what stands in hovers, captions and cards. Everything drawn by plotly is escaped here."""
+
+from __future__ import annotations
+
+import html
+import math
+
+import numpy as np
+
+from moescope.trace.schema import Trace
+
+_VISIBLE = str.maketrans({"\n": "⏎", "\r": "␍", "\t": "⇥", "\0": "␀"})
+
+
+def escape(text: str) -> str:
+    """Text as plotly's hover shows it literally: plotly reads a small HTML."""
+    return html.escape(text.translate(_VISIBLE), quote=False)
+
+
+def shown_token(text: str) -> str:
+    """A token's text with the white space at its ends made visible, not yet escaped."""
+    inner = text.strip(" ")
+    if not inner:
+        return "␣" * len(text) or "∅"
+    left, right = len(text) - len(text.lstrip(" ")), len(text) - len(text.rstrip(" "))
+    return "␣" * left + inner + "␣" * right
+
+
+def token_name(trace: Trace, index: int) -> str:
+    """What to call one token: its text; of an image, its row and column of patches; of a vector, its number."""
+    if trace.meta.kind == "text":
+        return trace.token_text(index)
+    position = int(trace.position[index])
+    if trace.meta.kind == "patches":
+        side = patch_side(trace, int(trace.doc[index]))
+        return f"row {position // side + 1}, column {position % side + 1}" if side else f"patch {position + 1}"
+    return f"vector {index}"
+
+
+def patch_side(trace: Trace, doc: int) -> int:
+    """Patches in a row of a document's image, where its patches fill a square; else 0."""
+    first, last = np.searchsorted(trace.doc, [doc, doc + 1])
+    side = math.isqrt(int(last - first))
+    return side if side * side == last - first else 0
+
+
+def context(trace: Trace, index: int, before: int = 40, after: int = 30) -> tuple[str, str]:
+    """Text before and after one token inside its document, at most so many bytes; empty for what is not text."""
+    if trace.start is None or trace.end is None:
+        return "", ""
+    first, last = np.searchsorted(trace.doc, [trace.doc[index], trace.doc[index] + 1])
+    start, end = int(trace.start[index]), int(trace.end[index])
+    low = max(int(trace.start[first]), start - before)
+    high = min(int(trace.end[last - 1]), end + after)
+    # A cut may fall inside a character: drop its broken bytes at the cut, and only there.
+    left = trace.text[low:start]
+    while left and low > int(trace.start[first]) and left[0] & 0xC0 == 0x80:
+        left = left[1:]
+    right = trace.text[end:high]
+    while right and high < int(trace.end[last - 1]) and trace.text[high] & 0xC0 == 0x80:
+        high -= 1
+        right = trace.text[end:high]
+    return left.decode("utf-8", errors="replace"), right.decode("utf-8", errors="replace")
+
+
+def number(value: int) -> str:
+    """12000 as '12,000'."""
+    return f"{value:,}"
+
+
+def percent(share: float) -> str:
+    """0.614 as '61 %', 0.0042 as '0.42 %'."""
+    scaled = 100 * share
+    return f"{scaled:.0f} %" if scaled >= 9.95 or scaled == 0 else f"{scaled:.2g} %"
+
+
+def ratio(value: float) -> str:
+    """A ratio to even: '1.53×'."""
+    return f"{value:.3g}×"
