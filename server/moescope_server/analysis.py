@@ -1,0 +1,120 @@
+"""What is computed about a trace: figures, measures, cards. Computed once, kept in memory and on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import inspect
+import json
+import os
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from moescope.errors import InputError
+from moescope.store import NotFoundError, Store
+
+from moescope_server.memo import Memo
+from moescope_server.traces import OpenTrace
+from moescope_server.wire import encode
+
+_FIGURE_BYTES = 96 << 20
+
+
+class Analysis:
+    """Derived values of traces. Figures are JSON bytes in memory; measures are files in the home's cache."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._figures: Memo[bytes] = Memo(_FIGURE_BYTES, len)
+        self._values: Memo[Any] = Memo(512)
+        self._digests: Memo[str] = Memo(256)
+
+    def digest(self, opened: OpenTrace) -> str:
+        """A hash of the trace's content."""
+
+        def make() -> str:
+            with Path(opened.stamp[0]).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+
+        return self._digests.get(opened.stamp, make)
+
+    def measurements(self, opened: OpenTrace) -> list[dict[str, Any]]:
+        """Every measure of every layer, as plain values."""
+        key = hashlib.sha256(f"{self.digest(opened)} {_code('moescope.metrics')}".encode()).hexdigest()
+        file = self.store.home / "cache" / "metrics" / f"{key}.json"
+
+        def make() -> list[dict[str, Any]]:
+            if not file.is_file():
+                from moescope.metrics import measure
+
+                plain = [dataclasses.asdict(item) for item in measure(opened.trace)]
+                partial = file.with_name(f".{key}.{os.getpid()}.partial")
+                partial.write_bytes(encode(plain))
+                partial.replace(file)
+            kept: list[dict[str, Any]] = json.loads(file.read_bytes())
+            return kept
+
+        found: list[dict[str, Any]] = self._values.get(("measurements", key), make)
+        return found
+
+    def value(self, opened: OpenTrace, name: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """`make()`, kept as long as the trace's file is the same."""
+        return self._values.get((opened.stamp, name), make)
+
+    def figure(self, key: tuple[Any, ...], make: Callable[[], Any]) -> bytes:
+        """The JSON of the plotly figure that `make` returns."""
+
+        def encoded() -> bytes:
+            text: str = make().to_json(validate=False)
+            return text.encode()
+
+        return self._figures.get(key, encoded)
+
+    def overview(self, opened: OpenTrace) -> dict[str, Any]:
+        """What the page shows first: colours, the layer and label that tell most, and findings."""
+        from moescope.figures import palette
+
+        trace = opened.trace
+        return {
+            "palette": {layer: palette.layer_colours(trace, layer) for layer in trace.layer_ids},
+            "label_palette": {name: palette.label_colours(labels.names) for name, labels in trace.labels.items()},
+            "default_layer": trace.layer_ids[0] if trace.layer_ids else None,
+            "default_label": next(iter(trace.labels), None),
+            "findings": [],
+        }
+
+    def expert(self, opened: OpenTrace, layer: int, expert: int) -> dict[str, Any]:
+        """The expert card."""
+        raise NotFoundError("Expert cards are not there yet.")
+
+
+def accepted(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are given; one that the function does not take is refused."""
+    known = inspect.signature(function).parameters
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in given:
+        if name not in known:
+            raise InputError(f"This figure has no option {name!r}.")
+    return given
+
+
+def figure_function(name: str) -> Callable[..., Any]:
+    from moescope.figures import FIGURES
+
+    if name not in FIGURES:
+        raise NotFoundError(f"There is no figure {name!r}; there are {', '.join(FIGURES)}.")
+    function: Callable[..., Any] = FIGURES[name]
+    return function
+
+
+@cache
+def _code(package: str) -> str:
+    """A hash of a package's source, so that what an older version computed is not taken for its own."""
+    folder = Path(str(importlib.import_module(package).__file__)).parent
+    seen = hashlib.sha256()
+    for file in sorted(folder.glob("*.py")):
+        seen.update(file.read_bytes())
+    return seen.hexdigest()

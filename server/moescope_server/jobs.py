@@ -1,0 +1,219 @@
+"""Jobs run in processes of their own; this module starts, watches, cancels and buries them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from moescope.events import Event
+from moescope.store import JobRow, NotFoundError, RunRow, Store
+
+from moescope_server.processes import same_process, send, start_time
+
+log = logging.getLogger(__name__)
+
+LANES: Mapping[str, frozenset[str]] = {
+    "train": frozenset({"train"}),
+    "trace": frozenset({"trace", "project"}),
+    "project": frozenset({"trace", "project"}),
+}
+"""Kinds that wait for each other: one training, and one trace or projection, at a time."""
+
+GRACE = {"train": 120.0, "trace": 10.0, "project": 10.0}
+"""Seconds that a cancelled job has to end by itself; training writes a checkpoint first."""
+
+_TICK = 0.2
+
+
+def public_job(row: JobRow) -> dict[str, Any]:
+    names = ("id", "kind", "status", "stage", "progress", "seconds_left", "error", "result", "created")
+    return {name: getattr(row, name) for name in names}
+
+
+def change_job(store: Store, id: str, *, where: dict[str, Any] | None = None, **values: Any) -> bool:
+    """Change a job's row, if it still fulfils `where`, and tell everyone who follows the log."""
+    with store.database.transaction():
+        if not store.database.update(JobRow, id, where=where, **values):
+            return False
+        store.append(Event(run="", step=0, kind="job", payload=public_job(store.job(id))))
+    return True
+
+
+@dataclass
+class _Watched:
+    """A running job: its process if this server started it, and when it will be killed if it was cancelled."""
+
+    process: subprocess.Popen[bytes] | None
+    deadline: float | None = None
+
+
+class JobRunner:
+    """A thread that starts queued jobs and watches running ones, also those that an earlier server started."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._watched: dict[str, _Watched] = {}
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._loop, name="jobs", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop watching. Jobs go on; the next server takes them over."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+        for watched in self._watched.values():
+            if watched.process is not None:
+                watched.process.returncode = 0  # it is left to run on purpose: no warning when it is forgotten
+
+    def submit(self, kind: Any, spec: Mapping[str, Any]) -> JobRow:
+        with self.store.database.transaction():
+            row = self.store.add_job(kind, spec)
+            self.store.append(Event(run="", step=0, kind="job", payload=public_job(row)))
+        self._wake.set()
+        return row
+
+    def cancel(self, id: str) -> JobRow:
+        """Ask a job to end. A queued one is cancelled at once; a running one is told, and killed if it does not listen."""
+        row = self.store.job(id)
+        if row.status == "queued" and change_job(self.store, id, where={"status": "queued"}, status="cancelled"):
+            self._close_run(row, "stopped", None)
+        elif row.active:
+            change_job(self.store, id, where={"status": ["queued", "running"]}, cancel=True)
+        self._wake.set()
+        return self.store.job(id)
+
+    def _loop(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._tick()
+            except Exception:
+                log.exception("the job runner stumbled")
+                self._stop.wait(1.0)
+            self._wake.wait(_TICK if self._watched else 1.0)
+            self._wake.clear()
+
+    def _tick(self) -> None:
+        for row in self.store.jobs(status="running"):
+            watched = self._watched.setdefault(row.id, _Watched(None))
+            if self._ended(row, watched):
+                self._bury(row, watched)
+                del self._watched[row.id]
+            elif row.cancel:
+                self._press(row, watched)
+        for id in [id for id in self._watched if not self.store.job(id).active]:
+            process = self._watched[id].process
+            if process is None or process.poll() is not None:
+                del self._watched[id]  # it finished and said so itself
+        self._start_queued()
+
+    def _start_queued(self) -> None:
+        busy = {kind for row in self.store.jobs(status="running") for kind in LANES[row.kind]}
+        for row in self.store.jobs(status="queued"):
+            if row.kind not in busy and not row.cancel:
+                self._spawn(row)
+                busy |= LANES[row.kind]
+
+    def _spawn(self, row: JobRow) -> None:
+        command = [sys.executable, "-m", "moescope_server.worker", str(self.store.home), row.id]
+        if self.store.samples is not None:
+            command.append(str(self.store.samples))
+        with self.store.job_log(row.id).open("wb") as errors:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                start_new_session=True,  # its own group; and neither Ctrl-C nor the server's death reaches it
+                env=worker_environment(),
+            )
+        self._watched[row.id] = _Watched(process)
+        change_job(
+            self.store,
+            row.id,
+            where={"status": "queued"},
+            status="running",
+            stage="starting",
+            pid=process.pid,
+            pid_start=start_time(process.pid),
+        )
+
+    @staticmethod
+    def _ended(row: JobRow, watched: _Watched) -> bool:
+        if watched.process is not None:
+            return watched.process.poll() is not None
+        return not same_process(row.pid, row.pid_start)
+
+    def _press(self, row: JobRow, watched: _Watched) -> None:
+        if row.pid is None:
+            return
+        if watched.deadline is None:
+            watched.deadline = time.monotonic() + GRACE[row.kind]
+            send(row.pid, signal.SIGTERM)
+        elif time.monotonic() > watched.deadline:
+            send(row.pid, signal.SIGKILL, group=True)
+
+    def _bury(self, row: JobRow, watched: _Watched) -> None:
+        """The process has ended: if its row still says running, it died without a word."""
+        row = self.store.job(row.id)
+        if row.status != "running":
+            return
+        code = watched.process.returncode if watched.process is not None else None
+        if row.cancel:
+            change_job(self.store, row.id, where={"status": "running"}, status="cancelled", seconds_left=None)
+            self._close_run(row, "stopped", None)
+            return
+        error = self._cause_of_death(row, code)
+        change_job(self.store, row.id, where={"status": "running"}, status="failed", error=error, seconds_left=None)
+        self._close_run(row, "failed", error)
+
+    def _cause_of_death(self, row: JobRow, code: int | None) -> str:
+        if code is not None and code < 0:
+            name = signal.Signals(-code).name
+            hint = "; the system may have run out of memory" if -code == signal.SIGKILL else ""
+            return f"The process was killed by {name} in the stage {row.stage!r}{hint}."
+        try:
+            lines = self.store.job_log(row.id).read_text(errors="replace").strip().splitlines()
+        except OSError:
+            lines = []
+        last = f": {lines[-1][:300]}" if lines else ""
+        return f"The process ended in the stage {row.stage!r} without finishing{last}."
+
+    def _close_run(self, row: JobRow, status: str, error: str | None) -> None:
+        """A train job's run ends with it, also when the process could not say so."""
+        run = row.spec.get("run")
+        if row.kind != "train" or run is None:
+            return
+        try:
+            current = self.store.run(run)
+        except NotFoundError:
+            return
+        if current.status not in ("queued", "running"):
+            return
+        if status == "failed":
+            self.store.append(Event(run=run, step=current.step, kind="run_failed", payload={"error": error}))
+        else:
+            self.store.database.update(RunRow, run, status=status)
+
+
+def worker_environment() -> dict[str, str]:
+    """The environment of a job: torch and numba use the cores there are, and nothing is fetched unasked."""
+    cores = str(os.cpu_count() or 1)
+    environment = dict(os.environ)
+    environment.setdefault("OMP_NUM_THREADS", cores)
+    environment.setdefault("TOKENIZERS_PARALLELISM", "false")
+    environment["PYTHONUNBUFFERED"] = "1"
+    return environment

@@ -1,0 +1,37 @@
+"""Telling whether a process that was started before, perhaps by another server, is still the same one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+
+def start_time(pid: int) -> str | None:
+    """When the process started, as the system says it; None if there is none or it is a zombie.
+
+    Process ids are used again; an id with its start time is one process for ever.
+    """
+    if Path("/proc/self/stat").exists():
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return None
+        return None if fields[0] in "ZX" else fields[19]
+    shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return shown.stdout.strip() or None
+
+
+def same_process(pid: int | None, started: str | None) -> bool:
+    return pid is not None and started is not None and start_time(pid) == started
+
+
+def send(pid: int, number: signal.Signals, *, group: bool = False) -> None:
+    """Send a signal to a process, or to the group it leads; one that has ended is no error."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if group:
+            os.killpg(pid, number)
+        else:
+            os.kill(pid, number)

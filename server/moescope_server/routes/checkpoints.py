@@ -1,0 +1,69 @@
+"""Checkpoints: listed, uploaded, opened in place, forgotten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import APIRouter
+from moescope.errors import InputError
+from moescope.store import CheckpointRow, Store
+
+from moescope_server.deps import Id, StoreDep
+from moescope_server.schemas import CheckpointOpen, CheckpointPublic
+
+router = APIRouter(prefix="/checkpoints")
+
+_CARD = ("family", "params", "d_model", "num_layers", "kind", "layers", "size_bytes", "problems")
+
+
+def public(store: Store, row: CheckpointRow, traces: list[str] | None = None) -> CheckpointPublic:
+    card = store.card(row)
+    if traces is None:
+        traces = [trace.id for trace in store.traces(checkpoint=row.id)]
+    return CheckpointPublic(
+        id=row.id,
+        name=row.name,
+        origin=row.origin,
+        created=row.created,
+        description=row.description or str(card.get("description") or ""),
+        path=row.path,
+        run=row.run,
+        step=row.step,
+        traces=traces,
+        **{name: card[name] for name in _CARD if card.get(name) is not None},
+    )
+
+
+@router.get("")
+def list_checkpoints(store: StoreDep) -> list[CheckpointPublic]:
+    of_checkpoint: dict[str | None, list[str]] = {}
+    for trace in store.traces():
+        of_checkpoint.setdefault(trace.checkpoint, []).append(trace.id)
+    return [public(store, row, of_checkpoint.get(row.id, [])) for row in store.checkpoints()]
+
+
+@router.get("/{id}")
+def one_checkpoint(id: Id, store: StoreDep) -> CheckpointPublic:
+    return public(store, store.checkpoint(id))
+
+
+@router.post("/open")
+def open_checkpoint(body: CheckpointOpen, store: StoreDep) -> CheckpointPublic:
+    from moescope.adapters import inspect_checkpoint
+
+    path = Path(body.path).expanduser()
+    if not path.is_absolute():
+        raise InputError(f"{body.path} is not an absolute path.")
+    if not path.exists():
+        raise InputError(f"There is nothing at {path}.")
+    inspect_checkpoint(path)
+    path = path.resolve()
+    for row in store.checkpoints():
+        if row.path == str(path):
+            return public(store, row)
+    return public(store, store.add_checkpoint(path, path.name, "path"))
+
+
+@router.delete("/{id}", status_code=204)
+def delete_checkpoint(id: Id, store: StoreDep) -> None:
+    store.delete_checkpoint(id)
