@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from moescope.routers.base import Router
+from moescope.routers.expert_choice import ExpertChoice
+from moescope.routers.frozen import Frozen
+from moescope.routers.switch import Switch
+from moescope.routers.top_p import TopP
 from moescope.routers.topk_softmax import TopKSoftmax
 
 ROUTERS: dict[str, type[Router]] = {
     "topk_softmax": TopKSoftmax,
+    "switch": Switch,
+    "top_p": TopP,
+    "expert_choice": ExpertChoice,
+    "frozen": Frozen,
 }

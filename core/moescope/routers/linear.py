@@ -12,13 +12,21 @@ from moescope.routers.select import only_alive
 
 
 class LinearRouter(Router):
-    """z = W h with one row of W [E, d] per expert slot, drawn from N(0, 0.02²); no bias."""
+    """z = W h with one row of W [E, d] per expert slot, drawn from N(0, 0.02²); no bias.
 
+    Where the class does not learn, W is a buffer: saved, but neither trained nor decayed.
+    """
+
+    weight: Tensor
     init_std = 0.02
 
     def __init__(self, config: BaseConfig, d_model: int, num_experts: int) -> None:
         super().__init__(config, d_model, num_experts)
-        self.weight = nn.Parameter(torch.empty(num_experts, d_model))
+        weight = torch.empty(num_experts, d_model)
+        if type(self).learns:
+            self.weight = nn.Parameter(weight)
+        else:
+            self.register_buffer("weight", weight)
         self.reset()
 
     @torch.no_grad()

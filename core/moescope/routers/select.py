@@ -11,7 +11,7 @@ _ARGMAX_UP_TO = 8
 
 
 def rank(scores_TE: Tensor, k: int) -> Tensor:
-    """Expert ids of the k highest scores, best first; of equal scores the lower id wins. int64 [T, k].
+    """Ids of the k highest scores, distinct, best first; of equal scores the lower id wins. int64 [T, k].
 
     `torch.topk` promises no order among equals. k passes of argmax (first maximum, as documented) cost less than it for
     small k; a stable sort serves larger k.
@@ -19,7 +19,7 @@ def rank(scores_TE: Tensor, k: int) -> Tensor:
     scores_TE = scores_TE.detach()
     if k > _ARGMAX_UP_TO:
         return scores_TE.sort(dim=-1, descending=True, stable=True).indices[:, :k]
-    left_TE = scores_TE.clone()
+    left_TE = scores_TE.clamp_min(torch.finfo(scores_TE.dtype).min)  # above what is picked, so that no id comes twice
     picks = []
     for _ in range(k):
         pick_T1 = left_TE.argmax(dim=-1, keepdim=True)

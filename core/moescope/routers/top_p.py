@@ -1,0 +1,97 @@
+"""As many experts per token as it takes to reach a probability mass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from moescope.config import Config, doc
+from moescope.routers.base import Law, RouterContext, Routing
+from moescope.routers.linear import LinearRouter
+from moescope.routers.select import decide, only_alive, rank, selectable
+
+_LOWEST_P = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopPConfig(Config):
+    p: float = field(default=0.5, metadata=doc("probability mass to reach; where the controller starts"))
+    renormalise: bool = field(default=True, metadata=doc("gates over their sum; false: raw probabilities"))
+    max_k: int | None = field(default=None, metadata=doc("most experts per token; none: all"))
+    target_k: float | None = field(
+        default=None,
+        metadata=doc("mean experts per token that a controller moves p towards in training; none: p is fixed"),
+    )
+    gain_p: float = field(default=0.05, metadata=doc("the controller's proportional gain, on (target - mean k) / E"))
+    gain_i: float = field(default=0.02, metadata=doc("the controller's integral gain, per step"))
+
+    def __post_init__(self) -> None:
+        self.require(_LOWEST_P <= self.p <= 1, "p", f"it must lie in [{_LOWEST_P}, 1].")
+        self.require(self.max_k is None or self.max_k >= 1, "max_k", "a token needs at least one expert.")
+        self.require(self.target_k is None or self.target_k >= 1, "target_k", "a token gets at least one expert.")
+        self.require(self.gain_p >= 0, "gain_p", "it must not be negative.")
+        self.require(self.gain_i >= 0, "gain_i", "it must not be negative.")
+
+
+class TopP(LinearRouter):
+    """Sort p = softmax(z); the smallest set whose sum reaches p*, at least one expert (2403.07652, Eq. 4).
+
+    With `target_k`, p* = p + gain_p e + gain_i Σe, where e = (target - mean k) / E of each training batch, clamped to
+    [0.01, 1] (a PI controller, 2512.13996); it moves after the batch was routed, so a batch never steers itself.
+    """
+
+    Config = TopPConfig
+    config: TopPConfig
+    p_star: Tensor
+    error_sum: Tensor
+    causal = "yes"
+    learns = True
+    k_meaning = "varies by token: as many as reach the mass p*"
+    rule = "softmax, sort, smallest set whose sum reaches p*"
+    source = "2403.07652, Eq. 4; controller: 2512.13996"
+
+    def __init__(self, config: TopPConfig, d_model: int, num_experts: int) -> None:
+        for name in ("max_k", "target_k"):
+            value = getattr(config, name)
+            config.require(value is None or value <= num_experts, name, f"there are only {num_experts} experts.")
+        super().__init__(config, d_model, num_experts)
+        self.register_buffer("p_star", torch.tensor(config.p))
+        self.register_buffer("error_sum", torch.tensor(0.0))
+        if not config.renormalise:
+            self.breaks = frozenset[Law]({"gates_sum_to_one"})
+
+    def forward(self, h_Td: Tensor, context: RouterContext) -> Routing:
+        logits_TE = self.logits(h_Td, context)
+        probs_TE = logits_TE.softmax(dim=-1)
+        scores_TE = only_alive(probs_TE, context.alive_E)
+        k = self.config.max_k or self.num_experts
+        expert_TK = rank(scores_TE, k)
+        sum_TK = probs_TE.detach().gather(1, expert_TK).cumsum(dim=-1)
+        short_TK = F.pad(sum_TK[:, :-1], (1, 0)) < self.p_star
+        wanted_TK = selectable(scores_TE, k) & short_TK
+        routing = decide(
+            logits_TE, probs_TE, scores_TE, expert_TK, wanted_TK, context, renormalise=self.config.renormalise
+        )
+        if context.training and self.config.target_k is not None:
+            self._steer(routing, context, self.config.target_k)
+        return routing
+
+    @torch.no_grad()
+    def _steer(self, routing: Routing, context: RouterContext, target: float) -> None:
+        config, num_valid = self.config, context.valid_T.sum()
+        error = (target - routing.wanted_TK.sum() / num_valid.clamp_min(1)) / context.alive_E.sum()
+        error = error.where(num_valid > 0, 0.0)
+        self.error_sum += error
+        if config.gain_i > 0:  # what the clamp of p* would hide does not pile up
+            self.error_sum.clamp_((_LOWEST_P - config.p) / config.gain_i, (1 - config.p) / config.gain_i)
+        moved = config.p + config.gain_p * error + config.gain_i * self.error_sum
+        self.p_star.copy_(moved.clamp(_LOWEST_P, 1.0))
+
+    def reset(self, generator: torch.Generator | None = None) -> None:
+        super().reset(generator)
+        if "p_star" in self._buffers:
+            self.p_star.fill_(self.config.p)
+            self.error_sum.zero_()
