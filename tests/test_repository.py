@@ -22,12 +22,17 @@ def tracked() -> list[Path]:
 
 
 def test_no_source_file_is_too_long() -> None:
-    sources = [path for path in tracked() if path.suffix in LONGEST and path.relative_to(ROOT).parts[0] in ("core", "server", "frontend")]
+    sources = [
+        path
+        for path in tracked()
+        if path.suffix in LONGEST and path.relative_to(ROOT).parts[0] in ("core", "server", "frontend")
+    ]
     assert sources
     long = {
         str(path.relative_to(ROOT)): count
         for path in sources
-        if (count := len(path.read_text().splitlines())) > LONGEST[path.suffix] and str(path.relative_to(ROOT)) not in EXCEPTIONS
+        if (count := len(path.read_text().splitlines())) > LONGEST[path.suffix]
+        and str(path.relative_to(ROOT)) not in EXCEPTIONS
     }
     assert not long, f"split these, or give a reason in EXCEPTIONS: {long}"
 
@@ -37,6 +42,7 @@ def test_no_text_names_a_path_of_one_machine() -> None:
     named = [
         str(path.relative_to(ROOT))
         for path in tracked()
-        if path.suffix in {".py", ".js", ".md", ".toml", ".html", ".css", ".yml", ".json", ".jsonl"} and local.search(path.read_text(errors="replace"))
+        if path.suffix in {".py", ".js", ".md", ".toml", ".html", ".css", ".yml", ".json", ".jsonl"}
+        and local.search(path.read_text(errors="replace"))
     ]
     assert not [name for name in named if name != "tests/test_repository.py"]

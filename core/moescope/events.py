@@ -9,14 +9,15 @@ from typing import Any, Final
 
 EVENT_KINDS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "run_started": "The run's whole configuration, the model's size (`params`, `layers`), the data's size and the device.",
+        "run_started": "The run's configuration, the model's size (`params`, `layers`), the data's size, the device.",
         "train": (
             "One training step: `loss` (nats per token, or per image), `objectives` (name to weighted value, summed over "
             "layers), `lr`, `grad_norm`, `tokens` seen so far, `seconds` since the start."
         ),
         "load": (
-            "Share of assignments per expert at one step: `layers` is a list of `{layer, load, maxvio, dropped, tokens, "
-            "experts_per_token}`; `load` sums to 1 over alive experts, `dropped` is the share of wanted assignments dropped."
+            "Share of assignments per expert at one step: `layers` is a list of `{layer, load, maxvio, dropped, "
+            "tokens, experts_per_token}`; `load` sums to 1 over alive experts, `dropped` is the share of wanted "
+            "assignments that were dropped."
         ),
         "eval": "Loss on held-out data: `loss`, `tokens`, and for classes `accuracy`.",
         "snapshot": "A trace of the fixed probe set: `path` (below the run's folder), `tokens`.",
@@ -25,7 +26,10 @@ EVENT_KINDS: Final[Mapping[str, str]] = MappingProxyType(
         "run_finished": "The last step was done: `loss`, `eval_loss`, `seconds`.",
         "run_stopped": "The user stopped the run; it can be resumed from its last checkpoint: `path`.",
         "run_failed": "The run died: `error`, one sentence.",
-        "job": "A job changed: its public row (`id`, `kind`, `status`, `stage`, `progress`, `seconds_left`, `error`, `result`).",
+        "job": (
+            "A job changed: its public row (`id`, `kind`, `status`, `stage`, `progress`, `seconds_left`, `error`, "
+            "`result`)."
+        ),
     }
 )
 """The closed table of event kinds, each with what its payload holds."""

@@ -10,50 +10,34 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from moescope.model.ways import fused_slices, grouped_mm, padded_bmm, sorted_slices
 
 Way = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """(x_Td, gate_up_Egd, down_Edf, expert_TK, gate_TK, sent_TK) -> y_Td, with g = 2f; all of one dtype but the gates."""
 
 
-def swiglu(x_Nd: Tensor, gate_up_gd: Tensor, down_df: Tensor) -> Tensor:
-    """down(silu(gate x) * up x); rows [0, f) of `gate_up_gd` are the gate, rows [f, 2f) are up."""
-    gate_Nf, up_Nf = F.linear(x_Nd, gate_up_gd).chunk(2, dim=-1)
-    return F.linear(F.silu(gate_Nf) * up_Nf, down_df)
-
-
-def sorted_slices(
-    x_Td: Tensor, gate_up_Egd: Tensor, down_Edf: Tensor, expert_TK: Tensor, gate_TK: Tensor, sent_TK: Tensor
-) -> Tensor:
-    """Sort assignments by expert, then one matmul per contiguous slice; weights are unbound once.
-
-    (`w[e]` inside the loop would zero-fill a whole gradient per expert in the backward pass.)
-    """
-    num_tokens, k = expert_TK.shape
-    num_experts = gate_up_Egd.shape[0]
-    key_N = expert_TK.where(sent_TK, num_experts).flatten()
-    order_N = key_N.argsort(stable=True)
-    counts = torch.bincount(key_N, minlength=num_experts + 1)[:num_experts].tolist()
-    order_M = order_N[: sum(counts)]
-    slices = x_Td.index_select(0, order_M // k).split(counts)  # type: ignore[no-untyped-call]
-    done = [
-        swiglu(part, gate_up, down)
-        for part, gate_up, down in zip(slices, gate_up_Egd.unbind(), down_Edf.unbind(), strict=True)
-        if part.shape[0]
-    ]
-    if not done:
-        return x_Td * 0.0
-    y_Nd = x_Td.new_zeros(num_tokens * k, x_Td.shape[1]).index_copy(0, order_M, torch.cat(done))
-    return (y_Nd.view(num_tokens, k, -1) * gate_TK.to(y_Nd.dtype)[..., None]).sum(dim=1)
-
-
-WAYS: Final[dict[str, Way]] = {"sorted_slices": sorted_slices}
+WAYS: Final[dict[str, Way]] = {
+    "sorted_slices": sorted_slices,
+    "fused_slices": fused_slices,
+    "padded_bmm": padded_bmm,
+    "grouped_mm": grouped_mm,
+}
 """Every way gives the same outputs and gradients (tests hold each to a naive double loop)."""
 
 
+SMALL_SLICE: Final = 2**21
+"""Multiply-adds of one expert's up-projection below which a call costs more than padding (measured, two cores)."""
+
+
 def pick(num_tokens: int, k: int, gate_up_Egd: Tensor) -> str:
-    """The fastest way, by name, for this shape, dtype and device."""
-    return "sorted_slices"
+    """The fastest way, by name, for this shape, dtype and device (docs/performance.md has the measurements)."""
+    num_experts, width_g, d_model = gate_up_Egd.shape
+    aligned = (d_model * gate_up_Egd.element_size()) % 16 == 0 and (width_g // 2 * gate_up_Egd.element_size()) % 16 == 0
+    if gate_up_Egd.is_cuda and gate_up_Egd.dtype == torch.bfloat16 and aligned:
+        return "grouped_mm"
+    slice_work = num_tokens * k / num_experts * d_model * (width_g // 2)
+    return "padded_bmm" if slice_work < SMALL_SLICE else "fused_slices"
 
 
 class ExpertBank(nn.Module):

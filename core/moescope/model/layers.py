@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moescope.model.experts import ExpertBank, swiglu
+from moescope.model.experts import ExpertBank
+from moescope.model.ways import swiglu
 from moescope.objectives.base import LayerRecord
 from moescope.routers.base import Router, RouterContext
 
