@@ -1,1 +1,12 @@
+"""Sources of labelled data. `CORPORA` is the registry: one class per file."""
 
+from moescope.data.base import Corpus
+from moescope.data.clusters import ClustersCorpus
+from moescope.data.digits import DigitsCorpus
+from moescope.data.installed import InstalledCorpus
+
+CORPORA: dict[str, type[Corpus]] = {
+    "installed": InstalledCorpus,
+    "digits": DigitsCorpus,
+    "clusters": ClustersCorpus,
+}

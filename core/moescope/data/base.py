@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from moescope.config import Config
+from moescope.config import Config as ConfigBase
 
 Kind = Literal["text", "patches", "vectors"]
 Scope = Literal["token", "document"]
@@ -56,7 +56,8 @@ class TokenSet:
     labels:  name to Labels.
     source:  what the data was: corpus name, its configuration, `synthetic` (bool), document names.
     text:    UTF-8 bytes of all documents, one after another (text only).
-    start, end: int32 [T], byte offsets into `text` (text only). Byte-level tokens may split a character.
+    start, end: int32 [T], byte offsets into `text` (text only). Byte-level tokens may split a character. A token that
+             the tokenizer put in by itself (BOS, EOS) covers no text: start == end, and it is unlabelled throughout.
     target:  int64 [num_docs], class per document where there is one (digits, clusters).
     images:  uint8 [num_docs, H, W], what a person would look at (patches only).
     """
@@ -87,17 +88,20 @@ class Corpus(ABC):
     A text corpus yields documents (`documents`); the others hand over a finished TokenSet (`token_set`).
     """
 
-    Config: ClassVar[type[Config]]
+    Config: ClassVar[type[ConfigBase]]
     kind: ClassVar[Kind]
     synthetic: ClassVar[bool] = False
     description: ClassVar[str]
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: ConfigBase) -> None:
         self.config = config
 
 
 class TextCorpus(Corpus):
+    """`interleaved`: the documents come in fair shares of what there is, so that any prefix will do."""
+
     kind = "text"
+    interleaved: ClassVar[bool] = False
 
     @abstractmethod
     def documents(self) -> Iterator[Document]:

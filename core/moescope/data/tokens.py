@@ -1,0 +1,107 @@
+"""What can be done with a TokenSet: choose documents, split off held-out ones, name its content."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+
+from moescope.data.base import Labels, TokenSet
+from moescope.data.windows import source_of
+from moescope.errors import InputError
+
+
+def select(tokens: TokenSet, documents: np.ndarray) -> TokenSet:
+    """The documents with these indices, in ascending order. Label codes and names stay as they are."""
+    chosen = np.unique(np.asarray(documents, dtype=np.int64))
+    if chosen.size and not 0 <= chosen[0] <= chosen[-1] < tokens.num_docs:
+        raise IndexError(f"documents {chosen[0]}..{chosen[-1]} of a set of {tokens.num_docs}")
+    new_index = np.full(tokens.num_docs, -1, np.int32)
+    new_index[chosen] = np.arange(chosen.size, dtype=np.int32)
+    doc = new_index[tokens.doc]
+    keep = doc >= 0
+    names = tokens.source.get("documents")
+    found = replace(
+        tokens,
+        inputs=tokens.inputs[keep],
+        doc=doc[keep],
+        labels={name: Labels(item.codes[keep], item.names, item.scope) for name, item in tokens.labels.items()},
+        source={**tokens.source, "documents": [names[i] for i in chosen]} if names else tokens.source,
+        target=None if tokens.target is None else tokens.target[chosen],
+        images=None if tokens.images is None else tokens.images[chosen],
+    )
+    return found if tokens.start is None or tokens.end is None else _with_text(found, tokens, chosen, keep)
+
+
+def _with_text(found: TokenSet, tokens: TokenSet, chosen: np.ndarray, keep: np.ndarray) -> TokenSet:
+    assert tokens.start is not None and tokens.end is not None
+    bounds = _text_bounds(tokens)
+    lengths = np.diff(bounds)[chosen]
+    moved = np.cumsum(lengths) - lengths - bounds[chosen]
+    shift = moved[found.doc].astype(np.int64)
+    return replace(
+        found,
+        text=b"".join(tokens.text[bounds[i] : bounds[i + 1]] for i in chosen),
+        start=(tokens.start[keep] + shift).astype(np.int32),
+        end=(tokens.end[keep] + shift).astype(np.int32),
+    )
+
+
+def _text_bounds(tokens: TokenSet) -> np.ndarray:
+    """int64 [num_docs + 1]: where each document's text begins, and the end. Its first token begins its text."""
+    assert tokens.start is not None
+    first = np.searchsorted(tokens.doc, np.arange(tokens.num_docs))
+    bounds = np.append(tokens.start[first], len(tokens.text)).astype(np.int64)
+    bounds[0] = 0
+    return bounds
+
+
+def take(tokens: TokenSet, first: int, last: int) -> TokenSet:
+    """Documents `first` to `last` - 1, bounds as in a slice."""
+    return select(tokens, np.arange(tokens.num_docs)[first:last])
+
+
+def split(tokens: TokenSet, held_out: float = 0.1, seed: int = 0) -> tuple[TokenSet, TokenSet]:
+    """Training and held-out documents. Windows of one file stay together unless there is only one file.
+
+    Files are drawn by a hash of their names and the seed until they hold at least the share `held_out` of the tokens;
+    both parts get at least one. Raises `InputError` for a single document.
+    """
+    names = [str(name) for name in tokens.source.get("documents") or range(tokens.num_docs)]
+    group = [source_of(name) for name in names]
+    if len(set(group)) < 2:
+        group = [f"{index}\0{name}" for index, name in enumerate(names)]
+    ranked = sorted(set(group), key=lambda name: hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest())
+    if len(ranked) < 2:
+        raise InputError(
+            "There is a single document, so that none can be held out: give more text, or shorter documents."
+        )
+    size = dict.fromkeys(ranked, 0)
+    for index, count in enumerate(np.bincount(tokens.doc, minlength=tokens.num_docs)):
+        size[group[index]] += int(count)
+    wanted, out, total = held_out * tokens.num_tokens, set[str](), 0
+    for name in ranked[:-1]:
+        if out and total >= wanted:
+            break
+        out.add(name)
+        total += size[name]
+    held = np.array([name in out for name in group])
+    return select(tokens, np.flatnonzero(~held)), select(tokens, np.flatnonzero(held))
+
+
+def content_hash(tokens: TokenSet) -> str:
+    """32 hex digits that name the content (tokens, documents, text, labels, targets), whatever its source was."""
+    digest = hashlib.blake2b(tokens.kind.encode(), digest_size=16)
+    arrays = [tokens.inputs, tokens.doc, tokens.start, tokens.end, tokens.target, tokens.images]
+    for name, labels in sorted(tokens.labels.items()):
+        digest.update(repr((name, labels.names, labels.scope)).encode())
+        arrays.append(labels.codes)
+    for array in arrays:
+        if array is None:
+            digest.update(b"none")
+        else:
+            digest.update(f"{array.dtype.str}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+    digest.update(tokens.text)
+    return digest.hexdigest()
