@@ -1,12 +1,14 @@
-"""What every figure shares: the meta that the page links by, a layout without a theme, and the shape of a projection."""
+"""What every figure shares: the meta that the page links by, a layout without a theme, axes and colour bars."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import plotly.graph_objects as go
+
+from moescope.figures.wording import escape
 
 TRANSPARENT = "rgba(0,0,0,0)"
 GRID = "rgba(133,139,148,0.22)"
@@ -70,12 +72,20 @@ def axis(title: str | None = None, **options: Any) -> dict[str, Any]:
 def category_axis(title: str, names: Sequence[str], **options: Any) -> dict[str, Any]:
     """An axis of category strings in the given order, without a grid."""
     fixed = {"type": "category", "categoryorder": "array", "categoryarray": list(names), "showgrid": False}
+    if any(escape(name) != name for name in names):
+        fixed |= {"tickmode": "array", "tickvals": list(names), "ticktext": [escape(name) for name in names]}
     return axis(title, **fixed, **options)
 
 
-def expert_names(num_experts: int) -> list[str]:
+def expert_names(experts: Iterable[int]) -> list[str]:
     """`E0`, `E1`, ... as they stand on every axis."""
-    return [f"E{i}" for i in range(num_experts)]
+    return [f"E{int(i)}" for i in experts]
+
+
+def ratio_limit(value: np.ndarray) -> float:
+    """Where a scale of log2 ratios ends: the next of 2, 4, 8, 16 times; what lies beyond 16 times is drawn as 16."""
+    finite = np.abs(value[np.isfinite(value)])
+    return next((x for x in (1.0, 2.0, 3.0, 4.0) if finite.max(initial=0) <= x), 4.0)
 
 
 def ratio_colorbar(limit: float, title: str) -> dict[str, Any]:
@@ -85,6 +95,6 @@ def ratio_colorbar(limit: float, title: str) -> dict[str, Any]:
         steps = [x for x in steps if x == int(x)]
     text = [f"{2.0**x:.2g}×" if x > -1 else f"1/{2 ** round(-x)}" for x in steps]
     return {
-        "title": {"text": title, "side": "right"}, "tickvals": steps, "ticktext": text, "thickness": 10, "outlinewidth": 0,
-        "ticks": "", "len": 1.0, "xpad": 4, "ypad": 0,
+        "title": {"text": title, "side": "right"}, "tickvals": steps, "ticktext": text, "thickness": 10, "ticks": "",
+        "outlinewidth": 0, "len": 1.0, "xpad": 4, "ypad": 0,
     }  # fmt: skip

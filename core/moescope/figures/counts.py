@@ -1,8 +1,10 @@
 """Counting who went where: the few tables that figures and cards share.
 
 An assignment is one wanted (token, expert) pair: what the router decided, before a capacity limit dropped any. Load is
-the share of assignments. The null of a load is even routing: every token draws its number of distinct experts at
+the share of assignments. The null of a load is even routing: every token draws as many distinct experts as it did at
 random, independently of other tokens, so that count_e has variance sum_i (k_i / E)(1 - k_i / E).
+
+Shapes: T tokens, E alive experts (columns follow `alive_experts`, ids may have gaps), V values of a label.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import numpy as np
 
 from moescope.data.base import Labels
 from moescope.errors import InputError
+from moescope.metrics.view import alive_experts
 from moescope.trace.schema import LayerTrace, Trace
 
 MIN_COUNT = 5
@@ -23,13 +26,18 @@ MIN_COUNT = 5
 
 @dataclass(frozen=True)
 class Load:
-    """Assignments per expert of one layer. `std_E` is the null's standard deviation of `load_E`, whose mean is 1 / E."""
+    """Assignments per alive expert of one layer. `std` is the null's standard deviation of a load, whose mean is 1 / E."""
 
+    expert_E: np.ndarray
     count_E: np.ndarray
     dropped_E: np.ndarray
     load_E: np.ndarray
     std: float
     tokens: int
+
+    @property
+    def num_experts(self) -> int:
+        return int(self.expert_E.size)
 
     @property
     def assignments(self) -> int:
@@ -58,48 +66,39 @@ def get_label(trace: Trace, label: str) -> Labels:
 
 def layer_load(traced: LayerTrace) -> Load:
     """Count the assignments of one layer."""
-    num_experts = traced.meta.num_experts
-    wanted = traced.wanted_TK
-    count = np.bincount(traced.expert_TK[wanted], minlength=num_experts)
-    dropped = np.bincount(traced.expert_TK[wanted & ~traced.sent_TK], minlength=num_experts)
-    share_T = wanted.sum(1) / num_experts
+    expert_E, wanted = alive_experts(traced), traced.wanted_TK
+    slots = int(expert_E.max(initial=-1)) + 1
+    count = np.bincount(traced.expert_TK[wanted], minlength=slots)[expert_E]
+    dropped = np.bincount(traced.expert_TK[wanted & ~traced.sent_TK], minlength=slots)[expert_E]
+    chance_T = wanted.sum(1) / max(expert_E.size, 1)
     total = int(count.sum())
-    std = math.sqrt(float((share_T * (1 - share_T)).sum())) / total if total else 0.0
-    return Load(count, dropped, count / max(total, 1), std, len(wanted))
+    std = math.sqrt(float((chance_T * (1 - chance_T)).sum())) / total if total else 0.0
+    return Load(expert_E, count, dropped, count / max(total, 1), std, len(wanted))
 
 
 def label_counts(traced: LayerTrace, labels: Labels) -> np.ndarray:
-    """int64 [Y, E]: assignments of the tokens that carry each value; unlabelled tokens are left out."""
-    num_experts = traced.meta.num_experts
+    """int64 [V, E]: assignments of the tokens that carry each value; unlabelled tokens are left out."""
+    expert_E = alive_experts(traced)
+    slots = int(expert_E.max(initial=-1)) + 1
     counted = traced.wanted_TK & (labels.codes >= 0)[:, None]
     rows, _ = np.nonzero(counted)
-    flat = labels.codes[rows].astype(np.int64) * num_experts + traced.expert_TK[counted]
-    size = len(labels.names) * num_experts
-    table: np.ndarray = np.bincount(flat, minlength=size).reshape(len(labels.names), num_experts)
+    flat = labels.codes[rows].astype(np.int64) * slots + traced.expert_TK[counted]
+    table: np.ndarray = np.bincount(flat, minlength=len(labels.names) * slots).reshape(-1, slots)[:, expert_E]
     return table
 
 
-def lift(count_YE: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def lift(count_VE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """log2 P(e|y) / P(e) with one pseudo-count spread by the loads.
 
-    Returns (lift_YE in bits, base_E, enough_YE). `base_E` is P(e) over the counted assignments; `enough_YE` is False
-    where both the seen and the expected number of assignments are below `MIN_COUNT`, and lift is NaN there.
+    Returns (lift_VE in bits, base_E), where `base_E` is P(e) over the counted assignments. Lift is NaN where both the
+    seen and the expected number of assignments are below `MIN_COUNT`: not enough data.
     """
-    total_Y1 = count_YE.sum(1, keepdims=True)
-    base_E = count_YE.sum(0) / max(int(count_YE.sum()), 1)
-    enough = np.maximum(count_YE, total_Y1 * base_E) >= MIN_COUNT
+    total_V1 = count_VE.sum(1, keepdims=True)
+    base_E = count_VE.sum(0) / max(int(count_VE.sum()), 1)
+    enough = (np.maximum(count_VE, total_V1 * base_E) >= MIN_COUNT) & (base_E > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        value = np.log2((count_YE + base_E) / (total_Y1 + 1) / base_E)
-    return np.where(enough & (base_E > 0), value, np.nan), base_E, enough & (base_E > 0)
-
-
-def chosen_TE(traced: LayerTrace) -> np.ndarray:
-    """bool [T, E]: which experts each token wanted."""
-    num_tokens, _ = traced.expert_TK.shape
-    chosen = np.zeros((num_tokens, traced.meta.num_experts), dtype=bool)
-    rows, cols = np.nonzero(traced.wanted_TK)
-    chosen[rows, traced.expert_TK[rows, cols]] = True
-    return chosen
+        value = np.log2((count_VE + base_E) / (total_V1 + 1) / base_E)
+    return np.where(enough, value, np.nan), base_E
 
 
 def confidence(traced: LayerTrace) -> tuple[np.ndarray, str]:
@@ -109,15 +108,15 @@ def confidence(traced: LayerTrace) -> tuple[np.ndarray, str]:
     sigmoid router's is another.
     """
     logits = traced.logits_TE
-    if logits is not None:
-        alive = logits - logits.max(1, keepdims=True)
-        weight = np.exp(alive, dtype=np.float64)
+    if logits is not None and logits.size:
+        shifted = logits - logits.max(1, keepdims=True)
+        weight = np.exp(shifted, dtype=np.float64)
         norm = weight.sum(1)
-        finite = np.where(np.isfinite(alive), alive, 0.0)
-        entropy = np.log(norm) - (weight * finite).sum(1) / norm
+        entropy = np.log(norm) - (weight * np.where(np.isfinite(shifted), shifted, 0.0)).sum(1) / norm
         if np.allclose(entropy, traced.entropy_T, atol=2e-3):
             return 1.0 / norm, "top router probability"
-    return np.where(traced.wanted_TK, traced.gate_TK, 0).max(1).astype(np.float64), "largest gate"
+    gates = np.where(traced.wanted_TK, traced.gate_TK, 0).max(1, initial=0)
+    return gates.astype(np.float64), "largest gate"
 
 
 def document_names(trace: Trace) -> list[str]:

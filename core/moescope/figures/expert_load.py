@@ -14,17 +14,19 @@ from moescope.trace.schema import Trace
 def expert_load(trace: Trace, layer: int) -> go.Figure:
     """Bars of one layer's load (share of assignments) with the null's mean 1 / E and two standard deviations of it."""
     traced = get_layer(trace, layer)
-    load, num_experts = layer_load(traced), traced.meta.num_experts
-    names, even = expert_names(num_experts), 1 / num_experts
+    load = layer_load(traced)
+    names, even, shades = expert_names(load.expert_E), 1 / load.num_experts, layer_colours(trace, layer)
     hover = [
-        f"<b>L{layer} · E{e}</b><br>load {percent(load.load_E[e])}, {ratio(load.load_E[e] * num_experts)} an even share<br>"
-        f"{number(int(load.count_E[e]))} of {number(load.assignments)} assignments"
-        + (f", {number(int(load.dropped_E[e]))} dropped" if load.dropped else "")
-        for e in range(num_experts)
+        f"<b>L{layer} · {name}</b><br>load {percent(share)}, {ratio(share / even)} an even share<br>"
+        f"{number(count)} of {number(load.assignments)} assignments"
+        + (f", {number(dropped)} dropped" if load.dropped else "")
+        for name, share, count, dropped in zip(
+            names, load.load_E.tolist(), load.count_E.tolist(), load.dropped_E.tolist(), strict=True
+        )
     ]
     bars = go.Bar(
         x=names, y=load.load_E, text=hover, textposition="none", hovertemplate="%{text}<extra></extra>",
-        marker={"color": layer_colours(trace, layer), "line": {"width": 0}}, meta={"role": "bars", "x": "expert"},
+        marker={"color": [shades[e] for e in load.expert_E], "line": {"width": 0}}, meta={"role": "bars", "x": "expert"},
     )  # fmt: skip
     band = {"type": "rect", "xref": "paper", "x0": 0, "x1": 1, "yref": "y", "fillcolor": BAND, "line": {"width": 0}}
     line = {

@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import plotly.graph_objects as go
 
 from moescope.errors import InputError
-from moescope.figures.base import category_axis, expert_names, figure, ratio_colorbar
+from moescope.figures.base import category_axis, expert_names, figure, ratio_colorbar, ratio_limit
 from moescope.figures.counts import MIN_COUNT, get_label, get_layer, label_counts, lift
 from moescope.figures.palette import BLANK, DIVERGING, SEQUENTIAL
 from moescope.figures.wording import escape, number, percent, ratio
+from moescope.metrics.base import Measurement
+from moescope.metrics.view import alive_experts
 from moescope.trace.schema import Trace
-
-_LIMITS = (1.0, 2.0, 3.0, 4.0)
-
-
-class MeasurementLike(Protocol):
-    """One measured number as moescope.metrics gives it."""
-
-    @property
-    def metric(self) -> str: ...
-    @property
-    def layer(self) -> int: ...
-    @property
-    def label(self) -> str | None: ...
-    @property
-    def value(self) -> float: ...
-    @property
-    def null(self) -> float | None: ...
-    @property
-    def n(self) -> int: ...
 
 
 def label_expert(
@@ -41,7 +24,7 @@ def label_expert(
     label: str,
     *,
     mode: Literal["lift", "share"] = "lift",
-    measurements: Sequence[MeasurementLike] = (),
+    measurements: Sequence[Measurement] = (),
     max_values: int = 40,
 ) -> go.Figure:
     """Heat-map of P(e|y) / P(e) in log2 (`lift`, one pseudo-count spread by the loads) or of P(e|y) itself (`share`).
@@ -54,7 +37,6 @@ def label_expert(
     if mode not in ("lift", "share"):
         raise InputError(f"mode = {mode!r}: a label x expert figure shows 'lift' or 'share'.")
     count_VE = label_counts(traced, labels)
-    lift_VE, base_E, enough_VE = lift(count_VE)
     total_V = count_VE.sum(1)
     present = np.flatnonzero(total_V)
     if not present.size:
@@ -62,37 +44,27 @@ def label_expert(
             f"No token of this trace carries the label {label!r}, so there is nothing to set against experts."
         )
     rows = np.sort(present[np.argsort(-total_V[present], kind="stable")][:max_values])
-    names, columns = [labels.names[i] for i in rows], expert_names(traced.meta.num_experts)
+    lift_VE, base_E = lift(count_VE)
     share_VE = count_VE / np.maximum(total_V, 1)[:, None]
+    values, columns = [labels.names[v] for v in rows], expert_names(alive_experts(traced))
     hover = [
         [
-            _hover(labels.names[v], e, int(count_VE[v, e]), int(total_V[v]), share_VE[v, e], base_E[e], lift_VE[v, e])
-            for e in range(traced.meta.num_experts)
+            _hover(labels.names[v], name, int(count_VE[v, e]), int(total_V[v]), base_E[e], lift_VE[v, e])
+            for e, name in enumerate(columns)
         ]
         for v in rows
     ]
-    shown = np.where(enough_VE, lift_VE if mode == "lift" else share_VE, np.nan)[rows]
-    limit = next((x for x in _LIMITS if np.nanmax(np.abs(shown), initial=0) <= x), _LIMITS[-1])
-    style = (
-        {"zmin": -limit, "zmax": limit, "colorscale": DIVERGING, "colorbar": ratio_colorbar(limit, "× its load")}
-        if mode == "lift"
-        else {
-            "zmin": 0,
-            "colorscale": SEQUENTIAL,
-            "colorbar": {"tickformat": ".0%", "thickness": 10, "outlinewidth": 0},
-        }
-    )
+    shown_VE = np.where(np.isnan(lift_VE), np.nan, lift_VE if mode == "lift" else share_VE)[rows]
     heat = go.Heatmap(
-        x=columns, y=names, z=shown, text=np.array(hover, dtype=object), hovertemplate="%{text}<extra></extra>",
-        xgap=1, ygap=1, meta={"role": "label_cells", "x": "expert", "y": "label", "label": label}, **style,
+        x=columns, y=values, z=shown_VE, text=np.array(hover, dtype=object), hovertemplate="%{text}<extra></extra>",
+        xgap=1, ygap=1, meta={"role": "label_cells", "x": "expert", "y": "label", "label": label}, **_scale(mode, shown_VE),
     )  # fmt: skip
-    blank = np.argwhere(np.isnan(shown))
+    blank = np.argwhere(np.isnan(shown_VE))
     crosses = go.Scatter(
-        x=[columns[e] for _, e in blank], y=[names[v] for v, _ in blank], mode="markers", hoverinfo="skip", showlegend=False,
+        x=[columns[e] for _, e in blank], y=[values[v] for v, _ in blank], mode="markers", hoverinfo="skip",
         marker={"symbol": "x-thin-open", "size": 6, "color": BLANK, "line": {"width": 1, "color": BLANK}},
-        meta={"role": "blank"},
+        showlegend=False, meta={"role": "blank"},
     )  # fmt: skip
-    dropped = present.size - rows.size
     return figure(
         [heat, crosses] if len(blank) else [heat],
         name="label_expert",
@@ -101,17 +73,25 @@ def label_expert(
         caption=_caption(trace, layer, label, mode, count_VE, measurements, bool(len(blank))),
         shown=int((labels.codes >= 0).sum()),
         total=trace.num_tokens,
-        note=f"{len(rows)} of {present.size} values, the most frequent" if dropped else None,
+        note=f"{rows.size} of {present.size} values, the most frequent" if rows.size < present.size else None,
         xaxis=category_axis("expert", columns),
-        yaxis=category_axis(escape(label), names, autorange="reversed"),
+        yaxis=category_axis(escape(label), values, autorange="reversed"),
     )
 
 
-def _hover(value: str, expert: int, count: int, total: int, share: float, base: float, bits: float) -> str:
+def _scale(mode: str, shown_VE: np.ndarray) -> dict[str, Any]:
+    if mode == "share":
+        bar = {"title": {"text": "share", "side": "right"}, "tickformat": ".0%", "thickness": 10, "outlinewidth": 0}
+        return {"zmin": 0, "colorscale": SEQUENTIAL, "colorbar": bar}
+    limit = ratio_limit(shown_VE)
+    return {"zmin": -limit, "zmax": limit, "colorscale": DIVERGING, "colorbar": ratio_colorbar(limit, "× its load")}
+
+
+def _hover(value: str, expert: str, count: int, total: int, base: float, bits: float) -> str:
     lines = [
-        f"<b>{escape(value)} → E{expert}</b>",
-        f"{percent(share)} of its assignments ({number(count)} of {number(total)})",
-        f"E{expert} takes {percent(base)} of all labelled",
+        f"<b>{escape(value)} → {expert}</b>",
+        f"{percent(count / max(total, 1))} of its assignments ({number(count)} of {number(total)})",
+        f"{expert} takes {percent(base)} of all labelled",
         f"{ratio(2.0**bits)} its load" if np.isfinite(bits) else "not enough data to compare",
     ]
     return "<br>".join(lines)
@@ -123,7 +103,7 @@ def _caption(
     label: str,
     mode: str,
     count_VE: np.ndarray,
-    measurements: Sequence[MeasurementLike],
+    measurements: Sequence[Measurement],
     blank: bool,
 ) -> str:
     labels = trace.labels[label]
@@ -140,7 +120,7 @@ def _caption(
     if blank:
         parts.append(f"× marks cells with fewer than {MIN_COUNT} assignments seen and expected: not enough data")
     for item in measurements:
-        if item.metric == "mutual_information" and item.layer == layer and item.label == label:
+        if (item.metric, item.layer, item.label) == ("mutual_information", layer, label) and item.value is not None:
             null = "" if item.null is None else f" (null {item.null:.3f})"
             parts.append(f"mutual information {item.value:.3f} nats{null}, n = {number(item.n)}")
     return "; ".join(parts) + "."

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from moescope.errors import InputError
 from moescope.events import Event
 from moescope.figures.base import axis, category_axis, expert_names, figure, ratio_colorbar
-from moescope.figures.loss import current, thinned
+from moescope.figures.loss import current, thinned, thinning_note
 from moescope.figures.palette import DIVERGING, MAX_DISTINCT, expert_colours
 from moescope.figures.wording import number
 
@@ -48,12 +48,12 @@ def load_over_time(events: Iterable[Event], layer: int | None = None, *, max_poi
         layer=layer,
         title=f"Load over time, layer {layer}",
         caption=(
-            f"Share of assignments per expert of layer {layer} at {number(len(log))} steps, over the tokens of each step. "
+            f"Share of assignments per expert of layer {layer} at {number(len(log))} steps, each over that step's tokens. "
             + (f"An even share is 1/{num_experts}." if num_experts else "No load was reported yet.")
         ),
         shown=len(chosen),
         total=len(log),
-        note=f"{number(len(chosen))} of {number(len(log))} steps, evenly spaced" if len(chosen) < len(log) else None,
+        note=thinning_note(len(chosen), len(log)),
         grow=[
             {"kind": "load", "trace": e, "x": "step", "y": f"layers.{index}.load.{e}"}
             for e in range(num_experts)
@@ -92,10 +92,10 @@ def _heat(step: np.ndarray, load_SE: np.ndarray) -> tuple[list[Any], dict[str, A
     limit = 3.0
     with np.errstate(divide="ignore"):
         value_ES = np.clip(np.log2(load_SE.T * num_experts), -limit, limit)
-    names = expert_names(num_experts)
+    names = expert_names(range(num_experts))
     heat = go.Heatmap(
         x=step, y=names, z=value_ES, customdata=load_SE.T, zmin=-limit, zmax=limit, colorscale=DIVERGING,
-        colorbar=ratio_colorbar(limit, "load / even"), hovertemplate="step %{x}<br>%{y}: %{customdata:.2%}<extra></extra>",
-        meta={"role": "step_cells", "y": "expert"},
+        colorbar=ratio_colorbar(limit, "load / even"), meta={"role": "step_cells", "y": "expert"},
+        hovertemplate="step %{x}<br>%{y}: %{customdata:.2%}<extra></extra>",
     )  # fmt: skip
     return [heat], {"yaxis": category_axis("expert", names, autorange="reversed")}

@@ -56,6 +56,10 @@ def thinned(count: int, most: int) -> np.ndarray:
     return np.arange(count) if count <= most else np.unique(np.linspace(0, count - 1, most).round().astype(int))
 
 
+def thinning_note(shown: int, total: int) -> str | None:
+    return f"{number(shown)} of {number(total)} steps, evenly spaced" if shown < total else None
+
+
 def loss(events: Iterable[Event], *, max_points: int = 4000) -> go.Figure:
     """Training loss per step (faint), its running mean (which a live page continues), and loss on held-out data."""
     log = list(events)
@@ -66,8 +70,8 @@ def loss(events: Iterable[Event], *, max_points: int = 4000) -> go.Figure:
     hover = "step %{x}<br>%{y:.4f} nats<extra>%{fullData.name}</extra>"
     curve = {"role": "curve"}
     raw = go.Scatter(
-        x=step[keep], y=value[keep], mode="lines", name="train, each step", line={"width": 1, "color": NEUTRAL}, opacity=0.45,
-        hovertemplate=hover, meta=curve,
+        x=step[keep], y=value[keep], mode="lines", name="train, each step", line={"width": 1, "color": NEUTRAL},
+        opacity=0.45, hovertemplate=hover, meta=curve,
     )  # fmt: skip
     mean = go.Scatter(
         x=step[keep], y=smooth(value)[keep], mode="lines", name="train, running mean",
@@ -83,13 +87,13 @@ def loss(events: Iterable[Event], *, max_points: int = 4000) -> go.Figure:
         name="loss",
         title="Loss",
         caption=(
-            f"Cross-entropy in nats per token (per image where the model classifies), without auxiliary losses; {number(len(step))} "
-            f"training steps, the running mean keeps {SMOOTHING:g} of itself a step; {number(len(eval_step))} evaluations on "
-            "held-out data."
+            "Cross-entropy in nats per token (per image where the model classifies), without auxiliary losses; "
+            f"{number(len(step))} training steps; the running mean keeps {SMOOTHING:g} of itself a step; "
+            f"{number(len(eval_step))} evaluations on held-out data."
         ),
         shown=shown,
         total=len(step),
-        note=f"{number(shown)} of {number(len(step))} steps, evenly spaced" if shown < len(step) else None,
+        note=thinning_note(shown, len(step)),
         grow=[
             {"kind": "train", "trace": 0, "x": "step", "y": "loss"},
             {"kind": "train", "trace": 1, "x": "step", "y": "loss", "smooth": SMOOTHING},

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from moescope.events import Event
 from moescope.figures.base import axis, figure
-from moescope.figures.loss import current, series, thinned
+from moescope.figures.loss import current, series, thinned, thinning_note
 from moescope.figures.palette import label_colours
 from moescope.figures.wording import number
 
@@ -34,7 +34,7 @@ def objectives(events: Iterable[Event], *, max_points: int = 4000) -> go.Figure:
         name="objectives",
         title="Auxiliary losses",
         caption=(
-            f"Each objective times its coefficient, summed over layers, as added to the loss; {number(len(train))} steps."
+            f"Each objective times its coefficient, summed over layers, as it entered the loss; {number(len(train))} steps."
             if names
             else "This run has no auxiliary losses."
         ),

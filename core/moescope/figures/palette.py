@@ -12,6 +12,7 @@ from typing import Final
 
 import numpy as np
 
+from moescope.metrics.view import alive_experts
 from moescope.trace.schema import Trace
 
 CATEGORICAL: Final[tuple[str, ...]] = (
@@ -54,18 +55,18 @@ def expert_colours(n: int) -> list[str]:
 
 
 def label_colours(values: Sequence[str]) -> list[str]:
-    """One hex colour per value of a label, the neutral grey from the 21st on. Unlabelled is drawn hollow, in `NEUTRAL`."""
+    """One hex colour per value of a label, grey from the 21st on. Unlabelled is no value: drawn hollow, in `NEUTRAL`."""
     return [CATEGORICAL[i] if i < MAX_DISTINCT else NEUTRAL for i in range(len(values))]
 
 
 def layer_colours(trace: Trace, layer: int) -> list[str]:
-    """One hex colour per expert of one layer, as every view of this trace shows it.
+    """One hex colour per expert id of one layer, as every view of this trace shows it.
 
     Up to `MAX_DISTINCT` experts: `expert_colours`. Beyond, the `HIGHLIGHTED` most used experts (as best expert of a
-    token) have a colour and the others are grey.
+    token) have a colour and the others are grey. Ids that are no alive expert have an entry too, never used.
     """
     traced = trace.layers[layer]
-    colours = expert_colours(traced.meta.num_experts)
+    colours = expert_colours(int(alive_experts(traced).max(initial=-1)) + 1)
     if len(colours) > MAX_DISTINCT:
         used = np.bincount(traced.top1_T[traced.top1_T >= 0], minlength=len(colours))
         for colour, expert in zip(CATEGORICAL, np.argsort(-used, kind="stable")[:HIGHLIGHTED], strict=False):

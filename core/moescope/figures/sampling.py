@@ -6,7 +6,7 @@ import numpy as np
 
 
 def stratified(group_n: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Positions, ascending, of at most `size` points: each group keeps its share, and at least one point while they last.
+    """Positions, ascending, of at most `size` points; each group keeps its share, and one point where there is room.
 
     `group_n` is an integer per point. Shares are rounded by largest remainder; the choice within a group is random
     under `seed`.

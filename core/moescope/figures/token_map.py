@@ -55,7 +55,8 @@ def token_map(
     traced = get_layer(trace, layer)
     if trace.sample is None or traced.hidden_nd is None:
         raise InputError(
-            f"This trace kept no hidden vectors of layer {layer}, so there is nothing to place on a map; record it with a sample."
+            f"This trace kept no hidden vectors of layer {layer}, so there is nothing to place on a map; record it with a "
+            "sample."
         )
     placed = projection if projection is not None else _pca(traced)
     if placed.xy.shape != (len(trace.sample), 2):
@@ -68,7 +69,7 @@ def token_map(
     hover = np.array(_hovers(trace, traced, layer, token) if text else [""] * len(token), dtype=object)
     kind = go.Scattergl if webgl else go.Scatter
     size = 7 if len(token) <= 2500 else 5 if len(token) <= 6000 else 4
-    traces = []
+    traces: list[Any] = []
     for group in _groups(trace, traced, layer, color, token):
         at = np.flatnonzero(group.member)
         traces.append(
@@ -171,14 +172,11 @@ def _legend_title(color: str) -> str:
 
 
 def _caption(traced: LayerTrace, layer: int, color: str, placed: ProjectionLike, shown: int, total: int) -> str:
-    what = {"expert": "each token's best expert", "confidence": f"the {confidence(traced)[1]}"}.get(
-        color, f"the label {color}"
-    )
-    method = placed.method.upper()
+    named = {"expert": "each token's best expert", "confidence": f"the {confidence(traced)[1]}"}
     return (
-        f"Router inputs of layer {layer} (the vectors that were routed), n = {number(shown)} of {number(total)} tokens, placed "
-        f"by {method}; trustworthiness {placed.trustworthiness:.2f} (1 = neighbours on the map are neighbours in the model). "
-        f"Colour: {what}."
+        f"Router inputs of layer {layer} (the vectors that were routed), n = {number(shown)} of {number(total)} tokens, "
+        f"placed by {placed.method.upper()}; trustworthiness {placed.trustworthiness:.2f} (1 = neighbours on the map are "
+        f"neighbours in the model). Colour: {named.get(color, f'the label {color}')}."
     )
 
 

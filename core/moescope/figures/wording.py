@@ -1,4 +1,4 @@
-"""Words for tokens and numbers: what stands in hovers, captions and cards. Everything drawn by plotly is escaped here."""
+"""Words for tokens and numbers, as they stand in hovers, captions and cards. What plotly draws is escaped here."""
 
 from __future__ import annotations
 
