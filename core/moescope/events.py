@@ -11,8 +11,8 @@ EVENT_KINDS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "run_started": "The run's configuration, the model's size (`params`, `layers`), the data's size, the device.",
         "train": (
-            "One training step: `loss` (nats per token, or per image), `objectives` (name to weighted value, summed over "
-            "layers), `lr`, `grad_norm`, `tokens` seen so far, `seconds` since the start."
+            "One training step: `loss` (nats per token, or per image), `objectives` (name to weighted value, summed "
+            "over layers), `lr`, `grad_norm`, `tokens` seen so far, `seconds` since the start."
         ),
         "load": (
             "Share of assignments per expert at one step: `layers` is a list of `{layer, load, maxvio, dropped, "
