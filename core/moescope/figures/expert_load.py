@@ -26,7 +26,8 @@ def expert_load(trace: Trace, layer: int) -> go.Figure:
     ]
     bars = go.Bar(
         x=names, y=load.load_E, text=hover, textposition="none", hovertemplate="%{text}<extra></extra>",
-        marker={"color": [shades[e] for e in load.expert_E], "line": {"width": 0}}, meta={"role": "bars", "x": "expert"},
+        marker={"color": [shades[e] for e in load.expert_E], "line": {"width": 0}},
+        meta={"role": "bars", "x": "expert"},
     )  # fmt: skip
     band = {"type": "rect", "xref": "paper", "x0": 0, "x1": 1, "yref": "y", "fillcolor": BAND, "line": {"width": 0}}
     line = {

@@ -57,7 +57,8 @@ def label_expert(
     shown_VE = np.where(np.isnan(lift_VE), np.nan, lift_VE if mode == "lift" else share_VE)[rows]
     heat = go.Heatmap(
         x=columns, y=values, z=shown_VE, text=np.array(hover, dtype=object), hovertemplate="%{text}<extra></extra>",
-        xgap=1, ygap=1, meta={"role": "label_cells", "x": "expert", "y": "label", "label": label}, **_scale(mode, shown_VE),
+        xgap=1, ygap=1, meta={"role": "label_cells", "x": "expert", "y": "label", "label": label},
+        **_scale(mode, shown_VE),
     )  # fmt: skip
     blank = np.argwhere(np.isnan(shown_VE))
     crosses = go.Scatter(

@@ -40,8 +40,8 @@ def layer_expert_load(trace: Trace) -> go.Figure:
         title="Load per layer and expert",
         caption=(
             "Share of assignments of each expert over an even share (1 = even), per MoE layer; "
-            f"n = {number(trace.num_tokens)} tokens. Assignments are what the router wanted, before any drop. The null in "
-            "each hover is even routing of independent tokens."
+            f"n = {number(trace.num_tokens)} tokens. Assignments are what the router wanted, before any drop. The null "
+            "in each hover is even routing of independent tokens."
         ),
         shown=trace.num_tokens,
         total=trace.num_tokens,

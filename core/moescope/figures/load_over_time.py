@@ -48,7 +48,7 @@ def load_over_time(events: Iterable[Event], layer: int | None = None, *, max_poi
         layer=layer,
         title=f"Load over time, layer {layer}",
         caption=(
-            f"Share of assignments per expert of layer {layer} at {number(len(log))} steps, each over that step's tokens. "
+            f"Share of assignments per expert of layer {layer} at {number(len(log))} steps, over the tokens of each. "
             + (f"An even share is 1/{num_experts}." if num_experts else "No load was reported yet.")
         ),
         shown=len(chosen),

@@ -34,15 +34,13 @@ def objectives(events: Iterable[Event], *, max_points: int = 4000) -> go.Figure:
         name="objectives",
         title="Auxiliary losses",
         caption=(
-            f"Each objective times its coefficient, summed over layers, as it entered the loss; {number(len(train))} steps."
+            f"Each objective times its coefficient, summed over layers; {number(len(train))} steps."
             if names
             else "This run has no auxiliary losses."
         ),
         shown=len(chosen),
         total=len(train),
-        note=f"{number(len(chosen))} of {number(len(train))} steps, evenly spaced"
-        if len(chosen) < len(train)
-        else None,
+        note=thinning_note(len(chosen), len(train)),
         grow=grow,
         xaxis=axis("step", rangemode="tozero"),
         yaxis=axis("weighted value"),

@@ -55,7 +55,7 @@ def expert_colours(n: int) -> list[str]:
 
 
 def label_colours(values: Sequence[str]) -> list[str]:
-    """One hex colour per value of a label, grey from the 21st on. Unlabelled is no value: drawn hollow, in `NEUTRAL`."""
+    """One hex colour per value of a label, grey from the 21st on. Unlabelled is no value: it is hollow and `NEUTRAL`."""
     return [CATEGORICAL[i] if i < MAX_DISTINCT else NEUTRAL for i in range(len(values))]
 
 

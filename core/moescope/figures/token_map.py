@@ -55,8 +55,8 @@ def token_map(
     traced = get_layer(trace, layer)
     if trace.sample is None or traced.hidden_nd is None:
         raise InputError(
-            f"This trace kept no hidden vectors of layer {layer}, so there is nothing to place on a map; record it with a "
-            "sample."
+            f"This trace kept no hidden vectors of layer {layer}, so there is nothing to place on a map; record it with "
+            "a sample of tokens."
         )
     placed = projection if projection is not None else _pca(traced)
     if placed.xy.shape != (len(trace.sample), 2):
@@ -174,9 +174,9 @@ def _legend_title(color: str) -> str:
 def _caption(traced: LayerTrace, layer: int, color: str, placed: ProjectionLike, shown: int, total: int) -> str:
     named = {"expert": "each token's best expert", "confidence": f"the {confidence(traced)[1]}"}
     return (
-        f"Router inputs of layer {layer} (the vectors that were routed), n = {number(shown)} of {number(total)} tokens, "
-        f"placed by {placed.method.upper()}; trustworthiness {placed.trustworthiness:.2f} (1 = neighbours on the map are "
-        f"neighbours in the model). Colour: {named.get(color, f'the label {color}')}."
+        f"Router inputs of layer {layer} (the vectors that were routed), n = {number(shown)} of {number(total)} "
+        f"tokens, placed by {placed.method.upper()}; trustworthiness {placed.trustworthiness:.2f} (1 = neighbours on the "
+        f"map are neighbours in the model). Colour: {named.get(color, f'the label {color}')}."
     )
 
 

@@ -1,11 +1,11 @@
 """Which experts a label's tokens really go to: effect, significance and replication, weighed before a word is said.
 
-A cell is one (layer, label, value y, expert e). Its effect is the share p of y's tokens that choose e, against the share
-q of all labelled tokens that do. It counts as found if
+A cell is one (layer, label, value y, expert e). Its effect is the share p of y's tokens that choose e, against the
+share q of all labelled tokens that do. It counts as found if
 
 - the effect is worth a look: p / q >= 1.5 and p - q >= 0.10, on at least 30 tokens of y in at least 3 units;
-- it is significant: p against the share among the other labelled tokens, with a variance over units (documents; blocks of
-  64 tokens where there is one document) because tokens of one document are not independent, never below the binomial
+- it is significant: p against the share among the other labelled tokens, with a variance over units (documents; blocks
+  of 64 tokens where there is one document) because tokens of one document are not independent, never below the binomial
   variance, in Student's t with the smaller group's units less one; one-sided, Benjamini and Hochberg (1995) at 5 % over
   **all** cells tested, those without effect included;
 - it replicates: in both halves of the units (every second unit of y, and of the rest) log2 p / q keeps half the floor.
@@ -49,6 +49,11 @@ class Cell:
         p, q = min(self.share, 1 - 1e-9), min(max(self.base, 1e-9), 1 - 1e-9)
         return p * float(np.log(p / q)) + (1 - p) * float(np.log((1 - p) / (1 - q)))
 
+    @property
+    def order(self) -> tuple[float, int, int, str, int]:
+        """Largest surprise first, and never undecided."""
+        return -self.surprise, self.layer, self.expert, self.label, self.value
+
 
 def units(trace: Trace) -> np.ndarray:
     """int64 [T]: the unit of each token, documents where there are two or more, else blocks."""
@@ -65,9 +70,7 @@ def discoveries(cells: list[Cell], tested: int) -> list[tuple[Cell, float]]:
         adjusted = min(adjusted, cell.p * tested / rank)
         if adjusted <= FDR and cell.replicated:
             found.append((cell, adjusted))
-    return sorted(
-        found, key=lambda item: (-item[0].surprise, item[0].layer, item[0].expert, item[0].label, item[0].value)
-    )
+    return sorted(found, key=lambda item: item[0].order)
 
 
 def layer_cells(
@@ -136,7 +139,7 @@ class _Counts:
         rest_U = self.tokens_U - mine_U
         got_UC = self._chosen(self.code_A == value)[:, columns]
         other_UC = self.chosen_UE[:, columns] - got_UC
-        degrees = min(np.count_nonzero(mine_U), np.count_nonzero(rest_U)) - 1
+        degrees = int(min(np.count_nonzero(mine_U), np.count_nonzero(rest_U))) - 1
         if degrees < 1:
             return
         p_C = _one_sided(got_UC, mine_U, other_UC, rest_U, degrees)
@@ -153,7 +156,8 @@ class _Counts:
 
 def _half(member_U: np.ndarray, half: int) -> np.ndarray:
     """bool [U]: every second member, from the first or from the second."""
-    return member_U & ((np.cumsum(member_U) + half) % 2 == 1)
+    chosen: np.ndarray = member_U & ((np.cumsum(member_U) + half) % 2 == 1)
+    return chosen
 
 
 def _one_sided(
@@ -162,9 +166,8 @@ def _one_sided(
     """p that y's share does not exceed the others', by the linearised variance of a difference of ratios over units."""
     num_units = np.count_nonzero(mine_U + rest_U)
     share_C, rest_C = got_UC.sum(0) / mine_U.sum(), other_UC.sum(0) / rest_U.sum()
-    moved_UC = (got_UC - mine_U[:, None] * share_C) / mine_U.sum() - (
-        other_UC - rest_U[:, None] * rest_C
-    ) / rest_U.sum()
+    moved_UC = (got_UC - mine_U[:, None] * share_C) / mine_U.sum()
+    moved_UC -= (other_UC - rest_U[:, None] * rest_C) / rest_U.sum()
     clustered_C = (moved_UC**2).sum(0) * num_units / (num_units - 1)
     pooled_C = (got_UC + other_UC).sum(0) / (mine_U + rest_U).sum()
     binomial_C = pooled_C * (1 - pooled_C) * (1 / mine_U.sum() + 1 / rest_U.sum())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from moescope.errors import InputError
 from moescope.figures.counts import MIN_COUNT, document_names, get_layer, label_counts, layer_load, lift
@@ -21,8 +22,9 @@ def expert_card(trace: Trace, layer: int, expert: int) -> dict[str, Any]:
     load, load_null, load_null_std: share of assignments; even routing's mean 1 / E and its standard deviation.
     assignments, dropped, n: assignments of the expert, how many were dropped, tokens of the trace.
     entropy (nats), mean_gate: means over the expert's tokens; None where it has none.
-    top_tokens: token types seen at least `MIN_COUNT` times, by lift: `share` of the `of` occurrences that came here;
-      `lift` is log2 of share over the share of all tokens that came here, one pseudo-count.
+    top_tokens: token types seen at least `MIN_COUNT` times, by lift: `share` of the `of` occurrences that came here,
+      `null` the share of all tokens that did, `lift` log2 of their ratio with one pseudo-count. Those that are more than
+      chance come first, `significant`: binomial, Benjamini and Hochberg at 5 % over all types seen often enough.
     contexts: tokens with the largest gates; ties go to the sharper distribution, then to the earlier token.
     labels: per value, `share` of the expert's labelled assignments, `base` share of all, `lift` in bits or None.
     partners: P(other expert | this one) within a token's choice; `null` draws the other slots by load.
@@ -55,7 +57,7 @@ def expert_card(trace: Trace, layer: int, expert: int) -> dict[str, Any]:
 
 
 def _token_types(trace: Trace) -> np.ndarray | None:
-    """int64 [T]: what counts as the same token: the id in the vocabulary, or the place of a patch; vectors have none."""
+    """int64 [T]: what counts as the same token: its id in the vocabulary, the place of a patch; vectors have none."""
     if trace.token_id is not None:
         return trace.token_id.astype(np.int64)
     return trace.position.astype(np.int64) if trace.meta.kind == "patches" else None
@@ -69,23 +71,35 @@ def _top_tokens(trace: Trace, token_A: np.ndarray, gate_A: np.ndarray) -> list[d
     count = np.bincount(place_T[token_A], minlength=len(kinds))
     base = token_A.size / trace.num_tokens
     bits = np.log2((count + base) / (seen + 1) / base)
-    strongest = {}
+    strongest: dict[int, int] = {}
     for at in np.lexsort((token_A, -gate_A)).tolist():
         strongest.setdefault(int(place_T[token_A[at]]), int(token_A[at]))
-    order = [
-        i for i in np.lexsort((kinds, -count, -bits)).tolist() if seen[i] >= MIN_COUNT and count[i] and bits[i] > 0
-    ]
+    clear = _clear(count, seen, base)
+    ranked = np.lexsort((kinds, -count, -bits, ~clear)).tolist()
+    order = [i for i in ranked if seen[i] >= MIN_COUNT and count[i] and bits[i] > 0]
     return [
         {
             "text": token_name(trace, strongest[i]),
             "count": int(count[i]),
             "of": int(seen[i]),
             "share": float(count[i] / seen[i]),
+            "null": base,
             "lift": float(bits[i]),
+            "significant": bool(clear[i]),
             "token": strongest[i],
         }
         for i in order[:TOP_TOKENS]
     ]
+
+
+def _clear(count_N: np.ndarray, seen_N: np.ndarray, base: float) -> np.ndarray:
+    """bool [N]: types that come here more often than chance, by the one-sided binomial at a false discovery rate of 5 %."""
+    clear = np.zeros(count_N.size, bool)
+    tested = np.flatnonzero(seen_N >= MIN_COUNT)
+    if tested.size:
+        p = stats.binom.sf(count_N[tested] - 1, seen_N[tested], base)
+        clear[tested] = stats.false_discovery_control(p) <= 0.05
+    return clear
 
 
 def _contexts(trace: Trace, traced: LayerTrace, token_A: np.ndarray, gate_A: np.ndarray) -> list[dict[str, Any]]:

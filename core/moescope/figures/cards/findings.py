@@ -22,7 +22,7 @@ _UNEVEN, _DEAD = 2.0, 0.01
 
 
 def defaults(trace: Trace, measurements: Sequence[Measurement] = ()) -> tuple[int, str | None]:
-    """The layer and label with the highest mutual information above its null; else the first layer and the first label."""
+    """The layer and label with the highest mutual information above its null; without any, the first of each."""
     best, layer, label = -np.inf, trace.layer_ids[0], next(iter(trace.labels), None)
     for item in measurements:
         if item.metric != "mutual_information" or item.label not in trace.labels or item.value is None:
@@ -34,9 +34,10 @@ def defaults(trace: Trace, measurements: Sequence[Measurement] = ()) -> tuple[in
 
 
 def findings(trace: Trace, measurements: Sequence[Measurement] = ()) -> list[dict[str, Any]]:
-    """At most `MOST` findings, as `{text, layer, expert, label, value, null, n, tokens}`; see `association` for the filter.
+    """At most `MOST` findings, in the shape of docs/contracts.md; `association` says what passes.
 
-    `value` and `null` are what the sentence sets side by side. Where nothing passes, one entry says so.
+    `value` and `null` are what the sentence sets side by side, `q` the adjusted p. Where nothing passes, one entry
+    says so.
     """
     labels = dict(trace.labels)
     types = _token_types(trace)
@@ -146,8 +147,8 @@ def _busy(trace: Trace, layer: int, place: int) -> dict[str, Any]:
     strongest = np.lexsort((token, -traced.gate_TK[token, slot]))[:EXAMPLES]
     text = (
         f"In layer {layer}, expert {expert} takes {percent(load.load_E[place])} of all assignments, "
-        f"{ratio(load.load_E[place] / even)} an even share (even routing: {percent(even)} ± {200 * load.std:.1g} points; "
-        f"n = {number(load.tokens)} tokens)."
+        f"{ratio(load.load_E[place] / even)} an even share (even routing: {100 * even:.3g} ± {200 * load.std:.1g} %, "
+        f"two standard deviations; n = {number(load.tokens)} tokens)."
     )
     return _load_entry(layer, expert, text, float(load.load_E[place]), even, load.tokens, token[strongest].tolist())
 
@@ -156,8 +157,8 @@ def _idle(trace: Trace, layer: int, idle: np.ndarray) -> dict[str, Any]:
     load = layer_load(trace.layers[layer])
     names = ", ".join(str(int(load.expert_E[i])) for i in idle[:6]) + (", …" if idle.size > 6 else "")
     text = (
-        f"In layer {layer}, {idle.size} of {load.num_experts} experts ({names}) get almost nothing: under 1 % of an even share "
-        f"(n = {number(load.tokens)} tokens)."
+        f"In layer {layer}, {idle.size} of {load.num_experts} experts ({names}) get almost nothing: under 1 % of an "
+        f"even share each (n = {number(load.tokens)} tokens)."
     )
     value = float(load.load_E[idle].sum())
     return _load_entry(layer, int(load.expert_E[idle[0]]), text, value, idle.size / load.num_experts, load.tokens, [])
@@ -166,24 +167,16 @@ def _idle(trace: Trace, layer: int, idle: np.ndarray) -> dict[str, Any]:
 def _load_entry(
     layer: int, expert: int | None, text: str, value: float | None, null: float | None, n: int, tokens: list[int]
 ) -> dict[str, Any]:
-    plain = {
-        "text": text,
-        "layer": layer,
-        "expert": expert,
-        "label": None,
-        "label_value": None,
-        "value": value,
-        "null": null,
-    }
-    return plain | {"n": n, "q": None, "tokens": tokens}
+    plain: dict[str, Any] = {"text": text, "layer": layer, "expert": expert, "label": None, "label_value": None}
+    return plain | {"value": value, "null": null, "n": n, "q": None, "tokens": tokens}
 
 
 def _nothing(trace: Trace, tested: int, measurements: Sequence[Measurement]) -> dict[str, Any]:
     layer, _ = defaults(trace, measurements)
-    text = (
-        f"Nothing stands out: none of {number(tested)} pairs of an expert and a label's value passes the test for effect, "
-        f"significance and replication (n = {number(trace.num_tokens)} tokens)."
+    why = (
+        f"none of {number(tested)} pairs of an expert and a label's value passes for effect, significance and replication"
         if tested
-        else f"Nothing stands out: there are too few labelled tokens to compare experts (n = {number(trace.num_tokens)} tokens)."
+        else "too few tokens carry labels to compare experts"
     )
+    text = f"Nothing stands out: {why} (n = {number(trace.num_tokens)} tokens)."
     return _load_entry(layer, None, text, None, None, trace.num_tokens, [])

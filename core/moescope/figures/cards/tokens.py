@@ -57,9 +57,8 @@ def _ragged(values_TK: np.ndarray, kept_TK: np.ndarray) -> list[list[Any]]:
     rows: list[list[Any]] = values_TK.tolist()
     if kept_TK.all():
         return rows
-    return [
-        [v for v, keep in zip(row, kept, strict=True) if keep] for row, kept in zip(rows, kept_TK.tolist(), strict=True)
-    ]
+    pairs = zip(rows, kept_TK.tolist(), strict=True)
+    return [[value for value, keep in zip(row, kept, strict=True) if keep] for row, kept in pairs]
 
 
 def documents(trace: Trace) -> list[dict[str, Any]]:
@@ -81,25 +80,22 @@ def documents(trace: Trace) -> list[dict[str, Any]]:
 
 
 def search(trace: Trace, q: str, limit: int = 200) -> dict[str, Any]:
-    """Tokens in which a match of the plain text `q` begins, ignoring case, and how many matches there are in all.
+    """Tokens in which a match of the plain text `q` begins, ignoring case: `total` of them, and the first `limit`.
 
     A match lies within one document. What is not text is searched by the names of its documents.
     """
     if not q or limit < 0:
         return {"matches": [], "total": 0}
     if trace.start is None or trace.end is None:
-        named = [
-            first
-            for index, first, _ in document_spans(trace)
-            if q.casefold() in document_names(trace)[index].casefold()
-        ]
+        names, sought = document_names(trace), q.casefold()
+        named = [first for index, first, _ in document_spans(trace) if sought in names[index].casefold()]
         return {"matches": named[:limit], "total": len(named)}
     begin, last = _match_bytes(trace.text, q)
     first_token = np.searchsorted(trace.start, begin, side="right") - 1
     last_token = np.searchsorted(trace.start, last, side="right") - 1
     inside = (first_token >= 0) & (begin < trace.end[first_token]) & (trace.doc[first_token] == trace.doc[last_token])
-    found = first_token[inside]
-    return {"matches": np.unique(found)[:limit].tolist(), "total": int(inside.sum())}
+    found = np.unique(first_token[inside])
+    return {"matches": found[:limit].tolist(), "total": int(found.size)}
 
 
 def _match_bytes(text: bytes, q: str) -> tuple[np.ndarray, np.ndarray]:
