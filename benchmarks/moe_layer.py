@@ -156,18 +156,15 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     result: dict[str, dict[str, dict[str, list[float]]]] = {}
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads; ratio to a dense SwiGLU of the same active FLOPs"
-    )
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; 1.00 is a dense SwiGLU of equal active FLOPs")
     for dtype in options.dtypes.split(","):
         for name in options.shapes.split(","):
             shape = SHAPES[name]
             ratios = compare(shape, DTYPES[dtype], options.rounds, options.ways)
             result.setdefault(dtype, {})[name] = ratios
             chosen = pick(shape.tokens, shape.k, torch.empty(shape.experts, 2 * shape.d_expert, shape.d_model))
-            print(
-                f"\n{name} {dtype}: T {shape.tokens}, d {shape.d_model}, f {shape.d_expert}, E {shape.experts}, k {shape.k}"
-            )
+            sizes = f"T {shape.tokens}, d {shape.d_model}, f {shape.d_expert}, E {shape.experts}, k {shape.k}"
+            print(f"\n{name} {dtype}: {sizes}")
             for contender, samples in ratios.items():
                 low, middle, high = min(samples), statistics.median(samples), max(samples)
                 note = f"  ({chosen}; target {TARGETS[dtype][name]:.2f})" if contender == "moescope" else ""
