@@ -3,10 +3,14 @@
 from moescope.data.base import Corpus
 from moescope.data.clusters import ClustersCorpus
 from moescope.data.digits import DigitsCorpus
+from moescope.data.hub import HubCorpus
 from moescope.data.installed import InstalledCorpus
+from moescope.data.text import TextFiles
 
 CORPORA: dict[str, type[Corpus]] = {
     "installed": InstalledCorpus,
     "digits": DigitsCorpus,
     "clusters": ClustersCorpus,
+    "text": TextFiles,
+    "hub": HubCorpus,
 }

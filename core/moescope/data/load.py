@@ -82,7 +82,7 @@ def load_tokens(spec: Spec, tokenizer: Tokenizer | None, max_tokens: int, seed: 
     if tokenizer is None:
         raise InputError(f"The data {name!r} is text, and the model has no tokenizer: it reads no text.")
     assert isinstance(corpus, TextCorpus)
-    stream, place, capped = _stream(corpus, seed)
+    stream, place, capped = _stream(corpus, seed, max_tokens)
     kept = _fill(stream, tokenizer, max_tokens, capped)
     if place is not None:
         kept.sort(key=lambda item: place[item[0].id])
@@ -97,7 +97,7 @@ def load_documents(spec: Spec, max_characters: int | None = None, seed: int = 0)
     name, corpus = open_corpus(spec, seed)
     if not isinstance(corpus, TextCorpus):
         raise InputError(f"The data {name!r} is not text.")
-    stream, _, _ = _stream(corpus, seed)
+    stream, _, _ = _stream(corpus, seed, None)
     found, total = [], 0
     for document in stream:
         if max_characters is not None and total >= max_characters:
@@ -120,7 +120,9 @@ def pasted(text: str, name: str = "pasted") -> list[Document]:
     return [Document(name, text)]
 
 
-def _stream(corpus: TextCorpus, seed: int) -> tuple[Iterator[Document], dict[str, int] | None, bool]:
+def _stream(
+    corpus: TextCorpus, seed: int, budget: int | None
+) -> tuple[Iterator[Document], dict[str, int] | None, bool]:
     """Documents in the order in which to take them, their places in the corpus, and whether each gives a part only."""
     if corpus.interleaved:
         return corpus.documents(), None, True
@@ -133,12 +135,23 @@ def _stream(corpus: TextCorpus, seed: int) -> tuple[Iterator[Document], dict[str
     for index in np.random.default_rng(seed).permutation(len(pool)):
         groups.setdefault(pool[index].labels.get(label), []).append(pool[index])
     ordered = sorted(groups, key=lambda value: (value is None, value or ""))
-    return interleave(iter(groups[value]) for value in ordered), place, True
+    # Only so much of a long document will count, by about four bytes a token.
+    most = 4 * _cap(budget) if budget else None
+
+    def size(document: Document) -> int:
+        full = len(document.text.encode())
+        return full if most is None else min(full, most)
+
+    return interleave((iter(groups[value]) for value in ordered), size=size), place, True
+
+
+def _cap(budget: int) -> int:
+    return max(_SHORTEST, budget // _FEWEST_DOCUMENTS)
 
 
 def _fill(stream: Iterator[Document], tokenizer: Tokenizer, budget: int, capped: bool) -> list[tuple[Document, Pieces]]:
     """Documents with their tokens, `budget` tokens in all if there are as many."""
-    cap = max(_SHORTEST, budget // _FEWEST_DOCUMENTS) if capped else budget
+    cap = _cap(budget) if capped else budget
     found: list[tuple[Document, Pieces]] = []
     total = 0
     for document, pieces in encoded(stream, tokenizer):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from moescope.data.base import Document, Span
@@ -58,11 +58,15 @@ def source_of(name: str) -> str:
     return head if mark and tail.isdigit() else name
 
 
-def interleave(sources: Iterable[Iterator[Document]], cap: int | None = None) -> Iterator[Document]:
-    """Merge sources, always taking from the one that has given the fewest characters so far.
+def interleave(
+    sources: Iterable[Iterator[Document]],
+    cap: int | None = None,
+    size: Callable[[Document], int] = lambda document: len(document.text),
+) -> Iterator[Document]:
+    """Merge sources, always taking from the one that has given the least so far, in characters or by `size`.
 
     Among sources that still have documents, what they have given differs by at most one document; a source that ends
-    leaves its share to the others. A source that has given `cap` characters or more is left out from then on.
+    leaves its share to the others. A source that has given `cap` or more is left out from then on.
     """
     heap = [(0, order, source) for order, source in enumerate(sources)]
     heapq.heapify(heap)
@@ -72,7 +76,7 @@ def interleave(sources: Iterable[Iterator[Document]], cap: int | None = None) ->
         if document is None:
             heapq.heappop(heap)
             continue
-        given += len(document.text)
+        given += size(document)
         if cap is not None and given >= cap:
             heapq.heappop(heap)
         else:
