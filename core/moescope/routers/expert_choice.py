@@ -18,7 +18,7 @@ class ExpertChoiceConfig(Config):
     capacity_factor: float = field(default=2.0, metadata=doc("mean experts per token, c in C = ceil(c T / E)"))
 
     def __post_init__(self) -> None:
-        self.require(self.capacity_factor > 0, "capacity_factor", "it must be above 0.")
+        self.require(0 < self.capacity_factor <= 1e6, "capacity_factor", "it must lie in (0, 1e6].")
 
 
 class ExpertChoice(LinearRouter):

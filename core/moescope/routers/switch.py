@@ -25,7 +25,11 @@ class SwitchConfig(Config):
     )
 
     def __post_init__(self) -> None:
-        self.require(self.capacity_factor is None or self.capacity_factor > 0, "capacity_factor", "it must be above 0.")
+        self.require(
+            self.capacity_factor is None or 0 < self.capacity_factor <= 1e6,
+            "capacity_factor",
+            "it must lie in (0, 1e6].",
+        )
 
 
 class Switch(LinearRouter):

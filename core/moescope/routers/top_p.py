@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +14,8 @@ from moescope.routers.base import Law, RouterContext, Routing
 from moescope.routers.linear import LinearRouter
 from moescope.routers.select import decide, only_alive, rank, selectable
 
-_LOWEST_P = 0.01
+_LIMIT = 12.0
+"""The controller keeps |logit p*| below this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,22 +27,26 @@ class TopPConfig(Config):
         default=None,
         metadata=doc("mean experts per token that a controller moves p towards in training; none: p is fixed"),
     )
-    gain_p: float = field(default=0.05, metadata=doc("the controller's proportional gain, on (target - mean k) / E"))
-    gain_i: float = field(default=0.02, metadata=doc("the controller's integral gain, per step"))
+    gain_p: float = field(default=1.0, metadata=doc("the controller's proportional gain, on (target - mean k) / E"))
+    gain_i: float = field(default=0.25, metadata=doc("the controller's integral gain, per step"))
 
     def __post_init__(self) -> None:
-        self.require(_LOWEST_P <= self.p <= 1, "p", f"it must lie in [{_LOWEST_P}, 1].")
+        self.require(1e-4 <= self.p <= 1, "p", "it must lie in [0.0001, 1].")
         self.require(self.max_k is None or self.max_k >= 1, "max_k", "a token needs at least one expert.")
         self.require(self.target_k is None or self.target_k >= 1, "target_k", "a token gets at least one expert.")
-        self.require(self.gain_p >= 0, "gain_p", "it must not be negative.")
-        self.require(self.gain_i >= 0, "gain_i", "it must not be negative.")
+        reachable = self.target_k is None or self.max_k is None or self.target_k <= self.max_k
+        self.require(reachable, "target_k", f"it is more than max_k = {self.max_k}.")
+        self.require(self.target_k is None or self.p < 0.9999, "p", "a controller needs a start below 1.")
+        self.require(0 <= self.gain_p < math.inf, "gain_p", "it must not be negative.")
+        self.require(0 <= self.gain_i < math.inf, "gain_i", "it must not be negative.")
 
 
 class TopP(LinearRouter):
     """Sort p = softmax(z); the smallest set whose sum reaches p*, at least one expert (2403.07652, Eq. 4).
 
-    With `target_k`, p* = p + gain_p e + gain_i Σe, where e = (target - mean k) / E of each training batch, clamped to
-    [0.01, 1] (a PI controller, 2512.13996); it moves after the batch was routed, so a batch never steers itself.
+    With `target_k`, a PI controller moves p* (2512.13996): logit p* = logit p + gain_p e + gain_i Σe, where
+    e = (target - mean k) / E of each training batch. (In logits, because near p* = 1 the mean k leaps: on p* itself it
+    swung between 4 and all experts.) It moves after the batch was routed, so a batch never steers itself.
     """
 
     Config = TopPConfig
@@ -85,10 +91,11 @@ class TopP(LinearRouter):
         error = (target - routing.wanted_TK.sum() / num_valid.clamp_min(1)) / context.alive_E.sum()
         error = error.where(num_valid > 0, 0.0)
         self.error_sum += error
-        if config.gain_i > 0:  # what the clamp of p* would hide does not pile up
-            self.error_sum.clamp_((_LOWEST_P - config.p) / config.gain_i, (1 - config.p) / config.gain_i)
-        moved = config.p + config.gain_p * error + config.gain_i * self.error_sum
-        self.p_star.copy_(moved.clamp(_LOWEST_P, 1.0))
+        start = math.log(config.p / (1 - config.p))
+        if config.gain_i > 0:  # what lies beyond the limits does not pile up
+            self.error_sum.clamp_((-_LIMIT - start) / config.gain_i, (_LIMIT - start) / config.gain_i)
+        moved = start + config.gain_p * error + config.gain_i * self.error_sum
+        self.p_star.copy_(moved.clamp(-_LIMIT, _LIMIT).sigmoid())
 
     def reset(self, generator: torch.Generator | None = None) -> None:
         super().reset(generator)
