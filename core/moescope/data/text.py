@@ -53,7 +53,7 @@ class TextFiles(TextCorpus):
 
     def documents(self) -> Iterator[Document]:
         found = list(self._labelled())
-        dropped = self._too_many(found)
+        dropped = self._no_labels(found)
         for document in found:
             labels = {name: value for name, value in document.labels.items() if name not in dropped}
             yield from windows(replace(document, labels=labels), self.config.max_characters)
@@ -87,8 +87,8 @@ class TextFiles(TextCorpus):
             spans = syntax_spans(text) if plain.endswith((".py", ".pyi")) else None
             yield Document(name, text, {}, {} if spans is None else {"syntax": spans})
 
-    def _too_many(self, documents: list[Document]) -> set[str]:
-        """Fields that tell documents apart rather than sort them: too many values, or hardly one repeated."""
+    def _no_labels(self, documents: list[Document]) -> set[str]:
+        """Fields that say nothing: one value throughout, more than `max_values`, or hardly one repeated."""
         values: dict[str, Counter[str]] = {}
         for document in documents:
             for name, value in document.labels.items():
@@ -96,7 +96,9 @@ class TextFiles(TextCorpus):
         return {
             name
             for name, counts in values.items()
-            if len(counts) > self.config.max_values or (2 * len(counts) > counts.total() and name not in _ALWAYS)
+            if len(counts) == 1
+            or len(counts) > self.config.max_values
+            or (2 * len(counts) > counts.total() and name not in _ALWAYS)
         }
 
 
