@@ -51,15 +51,11 @@ def sorted_slices(
     num_tokens, k = expert_TK.shape
     plan = Plan.of(expert_TK, sent_TK, gate_up_Egd.shape[0])
     slices = torch.split(x_Td.index_select(0, plan.token_S), plan.counts)
-    done = [
-        swiglu(part, gate_up, down)
-        for part, gate_up, down in zip(slices, gate_up_Egd.unbind(), down_Edf.unbind(), strict=True)
-        if part.shape[0]
-    ]
-    if not done:
-        return x_Td * 0.0
-    y_Nd = x_Td.new_zeros(num_tokens * k, x_Td.shape[1]).index_copy(0, plan.order_S, torch.cat(done))
-    return (y_Nd.view(num_tokens, k, -1) * gate_TK.to(y_Nd.dtype)[..., None]).sum(dim=1)
+    parts = list(zip(slices, gate_up_Egd.unbind(), down_Edf.unbind(), strict=True))
+    used = [part for part in parts if part[0].shape[0]] or parts[:1]
+    done_Sd = torch.cat([swiglu(*part) for part in used])
+    y_Nd = x_Td.new_zeros(num_tokens * k, x_Td.shape[1]).index_copy(0, plan.order_S, done_Sd)
+    return (y_Nd.view(num_tokens, k, x_Td.shape[1]) * gate_TK.to(y_Nd.dtype)[..., None]).sum(dim=1)
 
 
 def fused_slices(
@@ -166,7 +162,7 @@ def padded_bmm(
     y_Ecd = torch.bmm(F.silu(gate_Ecf) * up_Ecf, down_Edf.transpose(1, 2))
     slot_N = torch.zeros(num_tokens * k, dtype=torch.long, device=x_Td.device)
     slot_N[plan.order_S] = slot_S
-    y_TKd = y_Ecd.flatten(0, 1).index_select(0, slot_N).view(num_tokens, k, -1)
+    y_TKd = y_Ecd.flatten(0, 1).index_select(0, slot_N).view(num_tokens, k, x_Td.shape[1])
     return (y_TKd * gate_TK.where(sent_TK, 0.0).to(y_TKd.dtype)[..., None]).sum(dim=1)
 
 
@@ -188,5 +184,5 @@ def grouped_mm(
     act_Nf = (F.silu(gate_Nf) * up_Nf).where(sent_N1, 0.0)
     y_Nd = F.grouped_mm(act_Nf, down_Edf.transpose(1, 2), offs=ends_E).where(sent_N1, 0.0)
     back_N = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(len(order_N), device=x_Td.device))
-    y_TKd = y_Nd.index_select(0, back_N).view(num_tokens, k, -1)
+    y_TKd = y_Nd.index_select(0, back_N).view(num_tokens, k, x_Td.shape[1])
     return (y_TKd * gate_TK.to(y_TKd.dtype)[..., None]).sum(dim=1)
