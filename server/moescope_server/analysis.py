@@ -15,7 +15,6 @@ from typing import Any
 
 from moescope.errors import InputError
 from moescope.store import NotFoundError, Store
-
 from moescope_server.memo import Memo
 from moescope_server.traces import OpenTrace
 from moescope_server.wire import encode
@@ -73,27 +72,62 @@ class Analysis:
 
         return self._figures.get(key, encoded)
 
+    def mutual_information(self, opened: OpenTrace) -> list[Any]:
+        """What the routing says about each label, without intervals: quick enough for the first picture."""
+
+        def make() -> list[Any]:
+            from moescope.metrics import measure
+
+            return measure(opened.trace, ["mutual_information"], bootstrap=0)
+
+        found: list[Any] = self.value(opened, ("mutual_information",), make)
+        return found
+
     def overview(self, opened: OpenTrace) -> dict[str, Any]:
         """What the page shows first: colours, the layer and label that tell most, and findings."""
-        from moescope.figures import palette
+        found: dict[str, Any] = self.value(opened, ("overview",), lambda: self._overview(opened))
+        return found
 
-        trace = opened.trace
+    def _overview(self, opened: OpenTrace) -> dict[str, Any]:
+        from moescope.figures.cards import defaults, findings
+        from moescope.figures.palette import label_colours, layer_colours
+
+        trace, measured = opened.trace, self.mutual_information(opened)
+        layer, label = defaults(trace, measured)
         return {
-            "palette": {layer: palette.layer_colours(trace, layer) for layer in trace.layer_ids},
-            "label_palette": {name: palette.label_colours(labels.names) for name, labels in trace.labels.items()},
-            "default_layer": trace.layer_ids[0] if trace.layer_ids else None,
-            "default_label": next(iter(trace.labels), None),
-            "findings": [],
+            "palette": {layer: layer_colours(trace, layer) for layer in trace.layer_ids},
+            "label_palette": {name: label_colours(labels.names) for name, labels in trace.labels.items()},
+            "default_layer": layer,
+            "default_label": label,
+            "findings": findings(trace, measured),
         }
 
     def expert(self, opened: OpenTrace, layer: int, expert: int) -> dict[str, Any]:
         """The expert card."""
-        raise NotFoundError("Expert cards are not there yet.")
+        from moescope.figures.cards import expert_card
+
+        layer = opened.layer(layer)
+        found: dict[str, Any] = self.value(
+            opened, ("expert", layer, expert), lambda: expert_card(opened.trace, layer, expert)
+        )
+        return found
+
+    def project(self, opened: OpenTrace, layer: int, method: str) -> Any:
+        """Positions of the sampled tokens in the plane; kept on disk."""
+        raise NotImplementedError
+
+    def projected(self, opened: OpenTrace, layer: int, method: str) -> Any:
+        """The same if it is on disk already, else None."""
+        raise NotImplementedError
+
+
+def parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters
 
 
 def accepted(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that are given; one that the function does not take is refused."""
-    known = inspect.signature(function).parameters
+    known = parameters(function)
     given = {name: value for name, value in options.items() if value is not None}
     for name in given:
         if name not in known:

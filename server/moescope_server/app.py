@@ -8,18 +8,18 @@ from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from moescope.errors import InputError
-from moescope.store import NotFoundError, Store
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from moescope.errors import InputError
+from moescope.store import NotFoundError, Store
 from moescope_server.analysis import Analysis
 from moescope_server.deps import Services
 from moescope_server.device import probe
 from moescope_server.frontend import add_frontend, find_frontend
 from moescope_server.hub import EventHub
 from moescope_server.jobs import JobRunner
-from moescope_server.routes import checkpoints, events, figures, info, jobs, runs, traces
+from moescope_server.routes import catalogue, checkpoints, events, figures, info, jobs, runs, traces
 from moescope_server.security import HEADERS, Gate
 from moescope_server.settings import Settings
 from moescope_server.traces import TraceCache
@@ -31,6 +31,7 @@ ROUTERS = (
     traces.router,
     figures.router,
     runs.router,
+    catalogue.router,
     jobs.router,
     events.router,
 )

@@ -1,4 +1,4 @@
-"""The command line."""
+"""The command line. Nothing heavy is imported until a command needs it."""
 
 from __future__ import annotations
 
@@ -7,32 +7,125 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+import moescope
 from moescope.errors import InputError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Home = Annotated[
+    Path | None, typer.Option(help="Folder that holds everything kept.", show_default="$MOESCOPE_HOME, or ~/.moescope")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+
+
+def _version(shown: bool) -> None:
+    if shown:
+        print(f"moescope {moescope.__version__}")
+        raise typer.Exit
 
 
 @app.callback()
-def _root() -> None:
+def _moescope(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
     """See what the experts of a Mixture-of-Experts model specialise in."""
 
 
 @app.command()
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option(help="Port.")] = None,
-    home: Annotated[Path | None, typer.Option(help="Home folder.")] = None,
-    no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open the browser.")] = False,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port.", show_default="7400, or a free one if it is taken")
+    ] = None,
+    home: Home = None,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open the page.")] = False,
 ) -> None:
-    """Serve the page."""
+    """Serve the page, print its address and open it."""
     from moescope_server.serve import serve as run
 
     run(host=host, port=port, home=home, browser=not no_browser)
 
 
+@app.command()
+def train(
+    preset: Annotated[
+        str | None, typer.Argument(metavar="PRESET|FILE", help="A bundled preset or a TOML file.")
+    ] = None,
+    set: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. optim.steps=500.")
+    ] = None,
+    resume: Annotated[str | None, typer.Option(metavar="RUN", help="Go on with this run of the home folder.")] = None,
+    name: Annotated[str | None, typer.Option(help="What to call the run.")] = None,
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Train a model; the page shows it live. Ctrl-C stops after the step and writes a checkpoint."""
+    from moescope_server.commands.train import train as run
+
+    run(preset, set or [], resume=resume, name=name, home=home, json=json)
+
+
+@app.command()
+def trace(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint's folder, or its id in the home folder.")],
+    data: Annotated[
+        str, typer.Option(metavar="SOURCE", help="installed, digits, clusters, a file or folder, or hub:NAME.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write the trace.")],
+    tokens: Annotated[int, typer.Option(min=1, help="Most tokens to trace.")] = 4000,
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Run data through a checkpoint and write down every routing decision."""
+    from moescope_server.commands.trace import trace as run
+
+    run(checkpoint, data, out, tokens=tokens, home=home, json=json)
+
+
+@app.command()
+def metrics(
+    trace: Annotated[str, typer.Argument(help="A trace file, or a trace's id in the home folder.")],
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Measure a trace: every measure of every layer, beside its null."""
+    from moescope_server.commands.metrics import metrics as run
+
+    run(trace, home=home, json=json)
+
+
+@app.command()
+def info(home: Home = None, json: Json = False) -> None:
+    """Say what is installed, on what it runs, and what the home folder holds."""
+    from moescope_server.commands.info import info as run
+
+    run(home=home, json=json)
+
+
 def main() -> None:
+    """Bad input is one line on stderr and exit code 2."""
     try:
-        app()
+        code = app(sys.argv[1:] or ["--help"], prog_name="moescope", standalone_mode=False)
     except InputError as error:
-        print(f"moescope: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(str(error), 2)
+    except typer.TyperException as error:
+        _fail(error.format_message(), error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read the output has gone; nothing is left to say
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(sentence: str, code: int) -> None:
+    print(f"moescope: {' '.join(sentence.split())}", file=sys.stderr)
+    sys.exit(code)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Annotated, cast
 
 from fastapi import Depends, Path, Request
-from moescope.store import Store
 
+from moescope.store import Store
 from moescope_server.analysis import Analysis
 from moescope_server.hub import EventHub
 from moescope_server.jobs import JobRunner

@@ -15,8 +15,8 @@ from typing import Any
 
 from moescope.events import Event
 from moescope.store import JobRow, NotFoundError, RunRow, Store
-
-from moescope_server.processes import same_process, send, start_time
+from moescope.store.rows import JobKind
+from moescope_server.processes import same_process, send, this_process
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,14 @@ def change_job(store: Store, id: str, *, where: dict[str, Any] | None = None, **
             return False
         store.append(Event(run="", step=0, kind="job", payload=public_job(store.job(id))))
     return True
+
+
+def begin_here(store: Store, kind: JobKind, spec: Mapping[str, Any]) -> JobRow:
+    """A job that this process does itself, in the foreground; a server can still cancel it, or tell that it died."""
+    with store.database.transaction():
+        row = store.add_job(kind, spec)
+        change_job(store, row.id, status="running", stage="starting", **this_process())
+    return store.job(row.id)
 
 
 @dataclass
@@ -79,15 +87,22 @@ class JobRunner:
             if watched.process is not None:
                 watched.process.returncode = 0  # it is left to run on purpose: no warning when it is forgotten
 
-    def submit(self, kind: Any, spec: Mapping[str, Any]) -> JobRow:
+    def submit(self, kind: JobKind, spec: Mapping[str, Any]) -> JobRow:
         with self.store.database.transaction():
             row = self.store.add_job(kind, spec)
             self.store.append(Event(run="", step=0, kind="job", payload=public_job(row)))
         self._wake.set()
         return row
 
+    def submit_once(self, kind: JobKind, spec: Mapping[str, Any]) -> JobRow:
+        """The job that is already about to do just this, else a new one."""
+        for row in self.store.jobs(status=["queued", "running"], kind=kind):
+            if row.spec == spec and not row.cancel:
+                return row
+        return self.submit(kind, spec)
+
     def cancel(self, id: str) -> JobRow:
-        """Ask a job to end. A queued one is cancelled at once; a running one is told, and killed if it does not listen."""
+        """Ask a job to end. A queued one is cancelled at once; a running one is killed if it does not listen."""
         row = self.store.job(id)
         if row.status == "queued" and change_job(self.store, id, where={"status": "queued"}, status="cancelled"):
             self._close_run(row, "stopped", None)
@@ -128,6 +143,8 @@ class JobRunner:
                 busy |= LANES[row.kind]
 
     def _spawn(self, row: JobRow) -> None:
+        if not change_job(self.store, row.id, where={"status": "queued"}, status="running", stage="starting"):
+            return
         command = [sys.executable, "-m", "moescope_server.worker", str(self.store.home), row.id]
         if self.store.samples is not None:
             command.append(str(self.store.samples))
@@ -141,15 +158,6 @@ class JobRunner:
                 env=worker_environment(),
             )
         self._watched[row.id] = _Watched(process)
-        change_job(
-            self.store,
-            row.id,
-            where={"status": "queued"},
-            status="running",
-            stage="starting",
-            pid=process.pid,
-            pid_start=start_time(process.pid),
-        )
 
     @staticmethod
     def _ended(row: JobRow, watched: _Watched) -> bool:
@@ -158,13 +166,14 @@ class JobRunner:
         return not same_process(row.pid, row.pid_start)
 
     def _press(self, row: JobRow, watched: _Watched) -> None:
-        if row.pid is None:
+        pid = row.pid or (watched.process.pid if watched.process is not None else None)
+        if pid is None:
             return
         if watched.deadline is None:
             watched.deadline = time.monotonic() + GRACE[row.kind]
-            send(row.pid, signal.SIGTERM)
+            send(pid, signal.SIGTERM)
         elif time.monotonic() > watched.deadline:
-            send(row.pid, signal.SIGKILL, group=True)
+            send(pid, signal.SIGKILL, group=True)
 
     def _bury(self, row: JobRow, watched: _Watched) -> None:
         """The process has ended: if its row still says running, it died without a word."""

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 
 def start_time(pid: int) -> str | None:
@@ -24,14 +25,19 @@ def start_time(pid: int) -> str | None:
     return shown.stdout.strip() or None
 
 
+def this_process() -> dict[str, Any]:
+    """Columns of a job's row that say which process does it."""
+    return {"pid": os.getpid(), "pid_start": start_time(os.getpid())}
+
+
 def same_process(pid: int | None, started: str | None) -> bool:
     return pid is not None and started is not None and start_time(pid) == started
 
 
 def send(pid: int, number: signal.Signals, *, group: bool = False) -> None:
-    """Send a signal to a process, or to the group it leads; one that has ended is no error."""
+    """Send a signal to a process, or to the whole group if it leads one; one that has ended is no error."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        if group:
+        if group and os.getpgid(pid) == pid:
             os.killpg(pid, number)
         else:
             os.kill(pid, number)

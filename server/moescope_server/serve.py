@@ -2,39 +2,135 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
+import sys
+import threading
+import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
-from moescope.store import Store, default_home
 
+from moescope.errors import InputError
+from moescope.store import Store, default_home
 from moescope_server.app import create_app
-from moescope_server.settings import Settings
+from moescope_server.hub import EventHub
+from moescope_server.settings import LOOPBACK_NAMES, Settings
 
 DEFAULT_PORT = 7400
 
+_WILDCARDS = frozenset({"0.0.0.0", "::", ""})
+
 
 class Server(uvicorn.Server):
-    """Ends the event streams before it waits for open connections."""
+    """Ends the event streams before it waits for open connections to close."""
+
+    def __init__(self, config: uvicorn.Config, hub: EventHub) -> None:
+        super().__init__(config)
+        self.hub = hub
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.config.loaded_app  # noqa: B018
+        self.hub.close()
         await super().shutdown(sockets)
 
 
-def serve(*, host: str, port: int | None, home: Path | None, browser: bool) -> None:
+def serve(*, host: str, port: int | None, home: Path | None, browser: bool, settings: Settings | None = None) -> None:
+    """Serve until interrupted. Raises `InputError` if the home or the address cannot be had."""
     store = Store(home or default_home())
-    settings = Settings()
-    listener = _listen(host, port)
-    number = listener.getsockname()[1]
-    app = create_app(store, settings)
-    print(f"http://{host}:{number}/?token={settings.token}", flush=True)
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
-    uvicorn.Server(config).run([listener])
+    with suppress(KeyboardInterrupt), _sole_owner(store), _listen(host, port) as listener:
+        store.clear_remains()
+        settings = replace(settings or Settings(), hosts=allowed_hosts(host))
+        app = create_app(store, settings)
+        number = listener.getsockname()[1]
+        address = f"http://{_shown_host(host)}:{number}/?token={settings.token}"
+        print(f"moescope is at {address}", flush=True)
+        if host.lower() not in LOOPBACK_NAMES and host != "::1":
+            print(
+                f"Warning: listening on {host or 'every address'}, not only on this machine: whoever has the address "
+                "above can read everything here, and the traffic is not encrypted.",
+                file=sys.stderr,
+            )
+        if browser and _has_desktop():
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=5, lifespan="on"
+        )
+        try:
+            Server(config, app.state.services.hub).run([listener])
+        finally:
+            _say_what_goes_on(store)
+    store.close()
 
 
-def _listen(host: str, port: int | None) -> socket.socket:
-    listener = socket.socket(socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((host, port or DEFAULT_PORT))
-    return listener
+def allowed_hosts(host: str) -> frozenset[str]:
+    """Names that the Host header may hold when listening on `host`: never a name that an attacker could own."""
+    if host in _WILDCARDS:
+        return LOOPBACK_NAMES | {"*", socket.gethostname().lower(), socket.getfqdn().lower()}
+    return LOOPBACK_NAMES | {f"[{host.lower()}]" if ":" in host else host.lower()}
+
+
+def _shown_host(host: str) -> str:
+    if host in _WILDCARDS:
+        return "localhost"
+    return f"[{host}]" if ":" in host else host
+
+
+@contextmanager
+def _listen(host: str, port: int | None) -> Iterator[socket.socket]:
+    wanted = DEFAULT_PORT if port is None else port
+    try:
+        family = socket.getaddrinfo(host or None, wanted, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+    except (socket.gaierror, OverflowError):
+        raise InputError(f"{host!r} is not an address of this machine.") from None
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, wanted))
+            listener.listen(128)
+        except OSError as error:
+            if port is not None or error.errno != errno.EADDRINUSE:
+                raise InputError(f"{host}:{wanted} cannot be listened on: {error.strerror}.") from None
+            listener.bind((host, 0))
+            listener.listen(128)
+        yield listener
+
+
+@contextmanager
+def _sole_owner(store: Store) -> Iterator[None]:
+    """Two servers over one home would both start its jobs. The lock goes with the process, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    path = store.home / "server.lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            pid = file.read().strip() or "another process"
+            raise InputError(
+                f"{store.home} is already served by process {pid}; stop that server or give another --home."
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _has_desktop() -> bool:
+    if sys.platform in ("darwin", "win32"):
+        return "SSH_CONNECTION" not in os.environ
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def _say_what_goes_on(store: Store) -> None:
+    running = store.jobs(status="running")
+    if running:
+        names = ", ".join(f"{row.kind} (process {row.pid})" for row in running)
+        print(f"Still at work: {names}. The next `moescope serve` takes over.", file=sys.stderr)

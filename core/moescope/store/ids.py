@@ -11,9 +11,9 @@ _ID = re.compile(r"[a-z0-9-]{1,80}")
 
 
 def slug(name: str) -> str:
-    """`name` in lower-case ASCII letters, digits and single hyphens, at most 60 long; "unnamed" for nothing."""
+    """`name` in lower-case ASCII letters, digits and single hyphens, at most 48 long; "unnamed" for nothing."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
-    return re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")[:60].strip("-") or "unnamed"
+    return re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")[:48].strip("-") or "unnamed"
 
 
 def new_id(name: str) -> str:

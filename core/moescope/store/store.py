@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -68,12 +68,15 @@ class Store:
     def staging(self) -> Path:
         return self.home / "staging"
 
-    def empty_staging(self) -> None:
-        """Remove half-done work. Only the process that owns the home may do this."""
+    def clear_remains(self) -> None:
+        """Remove half-done work that nobody is at any more. Only the server that owns the home may call this."""
         for left in self.staging.iterdir():
             if left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left)
             else:
+                left.unlink()
+        if not self.jobs(status="running"):
+            for left in (*(self.home / "traces").glob(".*.partial"), *(self.home / "cache").glob("*/.*.partial")):
                 left.unlink()
 
     def _one(self, kind: type[R], id: str) -> R:
@@ -278,11 +281,6 @@ class Store:
         """Events with a larger id, in order."""
         return self.database.events_after(id, run=run, kinds=kinds, limit=limit)
 
-    def run_events(self, run: str, kinds: Collection[str] | None = None) -> list[Event]:
-        """A run's events as one straight history: what a resumed run did again replaces what it did first."""
-        resumes = self.events_after(0, run, ["run_resumed"])
-        return [event for event in self.events_after(0, run, kinds) if not _superseded(event, resumes)]
-
     def last_event_id(self) -> int:
         return self.database.last_event_id()
 
@@ -300,7 +298,3 @@ class Store:
             shutil.rmtree(doomed)
         else:
             doomed.unlink()
-
-
-def _superseded(event: Event, resumes: Sequence[Event]) -> bool:
-    return any(event.id < resume.id and event.step > int(resume.payload["from_step"]) for resume in resumes)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastapi import APIRouter
+
 from moescope.errors import InputError
 from moescope.store import CheckpointRow, Store
-
 from moescope_server.deps import Id, StoreDep
 from moescope_server.schemas import CheckpointOpen, CheckpointPublic
 

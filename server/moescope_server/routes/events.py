@@ -7,8 +7,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from moescope.events import Event
 
+from moescope.events import Event
 from moescope_server.deps import ServicesDep
 from moescope_server.schemas import EventPublic
 

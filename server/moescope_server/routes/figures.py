@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Response
 
-from moescope_server.analysis import accepted, figure_function
+from moescope.store import NotFoundError
+from moescope_server.analysis import accepted, figure_function, parameters
 from moescope_server.deps import Id, ServicesDep
+from moescope_server.routes.runs import RUN_FIGURES
 from moescope_server.wire import JSON
 
 router = APIRouter(prefix="/traces/{id}/figures")
@@ -21,12 +23,24 @@ def figure(
     layer: int | None = None,
     color: Annotated[str | None, Query(max_length=200)] = None,
     label: Annotated[str | None, Query(max_length=200)] = None,
-    method: Literal["pca", "umap"] | None = None,
+    method: Literal["pca", "umap"] = "pca",
     max_points: Annotated[int | None, Query(ge=1, le=1_000_000)] = None,
 ) -> Response:
+    """One figure; 202 and the job's id while the projection it needs is computed."""
     function = figure_function(name)
+    if name in RUN_FIGURES:
+        raise NotFoundError(f"The figure {name!r} is drawn from a run, not from a trace.")
     opened = all.traces.open(all.store.trace(id))
-    options = {"layer": layer, "color": color, "label": label, "method": method, "max_points": max_points}
-    options = accepted(function, options)
-    key = (opened.stamp, name, tuple(sorted(options.items())))
-    return JSON(all.analysis.figure(key, lambda: function(opened.trace, **options)))
+    options = accepted(function, {"layer": layer, "color": color, "label": label, "max_points": max_points})
+    if "layer" in parameters(function):
+        options["layer"] = opened.layer(layer)
+    extra: dict[str, Any] = {}
+    if "projection" in parameters(function) and method != "pca":
+        extra["projection"] = all.analysis.projected(opened, options["layer"], method)
+        if extra["projection"] is None:
+            spec = {"trace": id, "layer": options["layer"], "method": method}
+            return JSON({"job": all.jobs.submit_once("project", spec).id}, 202)
+    if "measurements" in parameters(function):
+        extra["measurements"] = all.analysis.mutual_information(opened)
+    key = (opened.stamp, name, method, tuple(sorted(options.items())))
+    return JSON(all.analysis.figure(key, lambda: function(opened.trace, **options, **extra)))

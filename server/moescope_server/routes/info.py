@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import moescope
 from fastapi import APIRouter
 
+import moescope
 from moescope_server.deps import ServicesDep
 from moescope_server.device import describe_device
 from moescope_server.schemas import InfoPublic

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
-from moescope.store import CheckpointRow, RunRow, Store, TraceRow
+from fastapi import APIRouter, Query, Response
 
-from moescope_server.deps import Id, StoreDep
+from moescope.errors import InputError
+from moescope.store import CheckpointRow, JobRow, NotFoundError, RunRow, Store, TraceRow
+from moescope_server.analysis import accepted, figure_function
+from moescope_server.deps import Id, JobsDep, ServicesDep, StoreDep
+from moescope_server.jobs import JobRunner
 from moescope_server.routes.events import public_event
-from moescope_server.schemas import EventPublic, RunPublic
+from moescope_server.schemas import EventPublic, RunCreate, RunPublic, RunStarted
+from moescope_server.training import can_resume, create_run
+from moescope_server.wire import JSON
 
 router = APIRouter(prefix="/runs")
+
+RUN_FIGURES = ("loss", "load_over_time", "objectives")
+"""Figures that are drawn from a run's events; the others are drawn from a trace."""
 
 
 def public(store: Store, row: RunRow) -> RunPublic:
@@ -26,6 +34,39 @@ def public(store: Store, row: RunRow) -> RunPublic:
 @router.get("")
 def list_runs(store: StoreDep) -> list[RunPublic]:
     return [public(store, row) for row in store.runs()]
+
+
+@router.post("", status_code=202)
+def start_run(body: RunCreate, store: StoreDep, jobs: JobsDep) -> RunStarted:
+    from moescope.train.preset import preset_names
+
+    if body.preset not in preset_names():
+        raise InputError(f"There is no preset {body.preset!r}; there are {', '.join(preset_names())}.")
+    run = create_run(store, body.preset, body.set, body.name)
+    return RunStarted(run=run.id, job=_submit(store, jobs, run, resume=False).id)
+
+
+@router.post("/{id}/stop")
+def stop_run(id: Id, store: StoreDep, jobs: JobsDep) -> RunPublic:
+    run = store.run(id)
+    if run.status not in ("queued", "running") or run.job is None:
+        raise InputError(f"{run.name!r} is {run.status}: there is nothing to stop.")
+    jobs.cancel(run.job)
+    return public(store, store.run(id))
+
+
+@router.post("/{id}/resume", status_code=202)
+def resume_run(id: Id, store: StoreDep, jobs: JobsDep) -> RunStarted:
+    run = store.run(id)
+    can_resume(store, run)
+    return RunStarted(run=run.id, job=_submit(store, jobs, run, resume=True).id)
+
+
+def _submit(store: Store, jobs: JobRunner, run: RunRow, *, resume: bool) -> JobRow:
+    with store.database.transaction():
+        job = jobs.submit("train", {"run": run.id, "resume": resume})
+        store.database.update(RunRow, run.id, job=job.id, status="queued", error=None)
+    return job
 
 
 @router.get("/{id}")
@@ -48,3 +89,15 @@ def run_events(
 ) -> list[EventPublic]:
     store.run(id)
     return [public_event(event) for event in store.events_after(after, id, kind, limit)]
+
+
+@router.get("/{id}/figures/{name}")
+def figure(id: Id, name: str, all: ServicesDep, layer: int | None = None) -> Response:
+    all.store.run(id)
+    if name not in RUN_FIGURES:
+        raise NotFoundError(f"A run has no figure {name!r}; it has {', '.join(RUN_FIGURES)}.")
+    function = figure_function(name)
+    options = accepted(function, {"layer": layer})
+    events = all.store.events_after(0, id, ["train", "eval", "load", "run_resumed"])
+    key = ("run", id, events[-1].id if events else 0, name, tuple(options.items()))
+    return JSON(all.analysis.figure(key, lambda: function(events, **options)))

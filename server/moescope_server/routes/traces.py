@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Response
 
 from moescope_server.deps import AnalysisDep, Id, JobsDep, ServicesDep, StoreDep, TraceDep
 from moescope_server.schemas import JobStarted, TraceCreate, TraceDetailPublic, TracePublic
-from moescope_server.traces import MAX_WINDOW, documents, image_png, search, token_window
+from moescope_server.traces import image_png
 from moescope_server.wire import JSON
 
 router = APIRouter(prefix="/traces")
@@ -43,7 +43,7 @@ def delete_trace(id: Id, store: StoreDep) -> None:
 def metrics(opened: TraceDep, analysis: AnalysisDep, layer: int | None = None) -> Response:
     measured = analysis.measurements(opened)
     if layer is not None:
-        layer = opened.layer(layer).meta.layer
+        layer = opened.layer(layer)
         measured = [item for item in measured if item["layer"] == layer]
     return JSON(measured)
 
@@ -53,14 +53,18 @@ def tokens(
     opened: TraceDep,
     layer: int | None = None,
     start: Annotated[int, Query(ge=0)] = 0,
-    count: Annotated[int, Query(ge=1, le=MAX_WINDOW)] = 1000,
+    count: Annotated[int, Query(ge=1, le=5000)] = 1000,
 ) -> Response:
-    return JSON(token_window(opened, layer, start, count))
+    from moescope.figures.cards import token_window
+
+    return JSON(token_window(opened.trace, opened.layer(layer), start, count))
 
 
 @router.get("/{id}/documents")
 def all_documents(opened: TraceDep) -> Response:
-    return JSON(documents(opened))
+    from moescope.figures.cards import documents
+
+    return JSON(documents(opened.trace))
 
 
 @router.get("/{id}/experts/{layer}/{expert}")
@@ -74,9 +78,13 @@ def find(
     q: Annotated[str, Query(max_length=1000)] = "",
     limit: Annotated[int, Query(ge=1, le=100_000)] = 1000,
 ) -> Response:
-    return JSON(search(opened, q, limit))
+    from moescope.figures.cards import search
+
+    return JSON(search(opened.trace, q, limit))
 
 
 @router.get("/{id}/image/{doc}.png")
 def image(opened: TraceDep, doc: int) -> Response:
-    return Response(image_png(opened, doc), media_type="image/png", headers={"cache-control": "private, max-age=3600"})
+    return Response(
+        image_png(opened.trace, doc), media_type="image/png", headers={"cache-control": "private, max-age=3600"}
+    )

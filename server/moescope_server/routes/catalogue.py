@@ -1,0 +1,36 @@
+"""What there is to choose from: presets of training runs, sources of data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from moescope_server.wire import JSON
+
+router = APIRouter()
+
+
+@router.get("/presets")
+def presets() -> Response:
+    from moescope.train.preset import presets as bundled
+
+    return JSON(list(bundled().values()))
+
+
+@router.get("/sources")
+def sources() -> Response:
+    from moescope.config import schema
+    from moescope.data import CORPORA
+
+    def described(id: str) -> dict[str, Any]:
+        corpus = CORPORA[id]
+        return {
+            "id": id,
+            "description": corpus.description,
+            "kind": corpus.kind,
+            "synthetic": corpus.synthetic,
+            "schema": schema(corpus.Config),
+        }
+
+    return JSON([described(id) for id in CORPORA])

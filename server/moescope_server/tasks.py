@@ -1,0 +1,81 @@
+"""What each kind of job does. Imported only by a job's own process and the command line: it needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from moescope.errors import InputError
+from moescope.store import JobRow, Store
+from moescope_server.analysis import Analysis
+from moescope_server.traces import TraceCache
+from moescope_server.training import Report, follow
+
+if TYPE_CHECKING:
+    from moescope.trace.schema import Trace
+
+Task = Callable[[Store, JobRow, Report, Callable[[], bool]], Mapping[str, Any]]
+
+DEFAULT_SOURCES: Final = {"text": "installed", "patches": "digits", "vectors": "clusters"}
+"""What a model is traced over if nothing else is said, by what it reads."""
+
+
+def make_trace(
+    checkpoint: Path, *, source: str | Mapping[str, Any] | None, text: str | None, tokens: int, report: Report
+) -> Trace:
+    """Open a checkpoint and trace it over data. Raises `InputError`."""
+    from moescope.trace.recorder import record_trace
+
+    from moescope.adapters import open_checkpoint
+    from moescope.data.encode import encode
+    from moescope.data.load import load_tokens, pasted
+
+    report("opening the checkpoint")
+    model = open_checkpoint(checkpoint)
+    report("reading the data")
+    if text is not None:
+        if model.tokenizer is None:
+            raise InputError("This model reads no text, so pasted text cannot be traced.")
+        data = encode(pasted(text), model.tokenizer, tokens, {"corpus": "pasted", "synthetic": False})
+    else:
+        data = load_tokens(source or DEFAULT_SOURCES[model.card.kind], model.tokenizer, tokens)
+    report("tracing", 0.0)
+    return record_trace(model, data, progress=lambda share: report("tracing", share))
+
+
+def _trace(store: Store, row: JobRow, report: Report, stop: Callable[[], bool]) -> Mapping[str, Any]:
+    from moescope.trace.io import write_trace
+
+    spec = row.spec
+    checkpoint = store.checkpoint(spec["checkpoint"])
+    trace = make_trace(
+        Path(checkpoint.path), source=spec["source"], text=spec["text"], tokens=spec["tokens"], report=report
+    )
+    name = (
+        spec["name"]
+        or f"{checkpoint.name} on {'pasted text' if spec['text'] else trace.meta.data.get('corpus', 'data')}"
+    )
+    id, path = store.new_trace_path(name)
+    report("writing the trace")
+    write_trace(trace, path)
+    made = store.add_trace(path, name, "recorded", id=id, checkpoint=checkpoint.id)
+    report("measuring")
+    Analysis(store).measurements(TraceCache().open(made))
+    return {"trace": made.id}
+
+
+def _train(store: Store, row: JobRow, report: Report, stop: Callable[[], bool]) -> Mapping[str, Any]:
+    run = store.run(row.spec["run"])
+    return follow(store, run, resume=bool(row.spec.get("resume")), stop=stop, report=report)
+
+
+def _project(store: Store, row: JobRow, report: Report, stop: Callable[[], bool]) -> Mapping[str, Any]:
+    trace, layer = row.spec["trace"], row.spec["layer"]
+    report("projecting")
+    analysis = Analysis(store)
+    analysis.project(TraceCache().open(store.trace(trace)), layer, row.spec["method"])
+    return {"trace": trace, "layer": layer, "method": row.spec["method"]}
+
+
+TASKS: Final[Mapping[str, Task]] = {"trace": _trace, "train": _train, "project": _project}
