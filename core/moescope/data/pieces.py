@@ -12,7 +12,9 @@ import numpy as np
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+_BLANK = "\u2581"
+_BYTE_LEVEL_BLANK = "\u0120"
 
 
 @dataclass(frozen=True)
@@ -33,15 +35,17 @@ class Pieces:
 class Encoder:
     """Encodes documents with a tokenizer.
 
-    Where the tokens' own bytes, one after another, are the document (every byte-level tokenizer without a normaliser),
-    the offsets are counted from them: a token that holds half a character gets half of its bytes. Elsewhere the offsets
-    are the tokenizer's, in whole characters; byte tokens like `<0xE2>` still get one byte each.
+    Where the tokens' own bytes, one after another, are the document (every byte-level tokenizer without a normaliser,
+    and most text with one), the offsets are counted from them: a token that holds half a character gets half of its
+    bytes. Elsewhere they are the tokenizer's own, in characters, mended so that no two tokens cover the same byte and
+    what it left out belongs to the token behind.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)
         self._adds = self._tokenizer.num_special_tokens_to_add(False) > 0
-        self._bytes, self._lengths = _byte_table(self._tokenizer)
+        self._vocab: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        self._bytes, self._lengths = _byte_table(self._tokenizer, self._vocab)
 
     def encode(self, texts: Sequence[str]) -> list[Pieces]:
         """Tokens of each text, in order."""
@@ -68,17 +72,53 @@ class Encoder:
         return Pieces(ids, end - lengths, end)
 
     def _align(self, text: str, encoding: Any) -> Pieces:
-        ids = np.array(encoding.ids, dtype=np.int32)
-        chars = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-        chars[np.array(encoding.special_tokens_mask, dtype=bool)] = 0
         to_byte = byte_offsets(text)
-        start, end = to_byte[chars[:, 0]], to_byte[chars[:, 1]]
-        _split_byte_tokens(encoding.tokens, start, end)
-        empty = start == end
-        # What covers nothing stands where the text before it ends.
-        reached = np.maximum.accumulate(np.where(empty, 0, end))
-        start[empty] = end[empty] = reached[empty]
-        return Pieces(ids, start.astype(np.int32), end.astype(np.int32))
+        chars = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        added = encoding.special_tokens_mask
+        ranges = list(zip(to_byte[chars[:, 0]].tolist(), to_byte[chars[:, 1]].tolist(), strict=True))
+        widths = [0 if is_added else self._width(token) for token, is_added in zip(encoding.tokens, added, strict=True)]
+        blank = [token == _BLANK for token in encoding.tokens]
+        start, end = _mended(text.encode(), ranges, widths, blank)
+        return Pieces(np.array(encoding.ids, dtype=np.int32), start, end)
+
+    def _width(self, token: str) -> int:
+        """How many bytes of text a token spells, as far as its own spelling tells."""
+        if _BYTE_TOKEN.fullmatch(token):
+            return 1
+        if _BYTE_LEVEL_BLANK in self._vocab:
+            return int(self._lengths[self._vocab[token]])
+        return len(token.replace(_BLANK, " ").encode())
+
+
+def _mended(
+    text: bytes, ranges: list[tuple[int, int]], widths: list[int], blank: list[bool]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Byte ranges, made ascending and disjoint: int32 starts and ends.
+
+    A token of width 0 covers nothing. Tokens that share characters share out their bytes by their widths. A blank that
+    the tokenizer put before the text covers nothing. What no token covers goes to the next token.
+    """
+    fixed: list[tuple[int, int]] = []
+    reached = 0
+    for index, ((start, end), width) in enumerate(zip(ranges, widths, strict=True)):
+        following = ranges[index + 1][0] if index + 1 < len(ranges) and widths[index + 1] else end
+        start, end = max(start, reached), max(end, reached)
+        if width == 0 or (blank[index] and not text[start:end].isspace()):
+            start = end = reached
+        elif start == end:
+            gap = text[reached : max(following, reached)]
+            start, end = (
+                reached,
+                reached + len(gap[:1] if gap[:1].isspace() else gap.split(maxsplit=1)[0] if gap else gap),
+            )
+        elif start > reached:
+            start = reached
+        elif end - start > width and following < end:
+            end = start + width
+        fixed.append((start, end))
+        reached = end
+    pairs = np.array(fixed, dtype=np.int32).reshape(-1, 2)
+    return pairs[:, 0].copy(), pairs[:, 1].copy()
 
 
 def byte_offsets(text: str) -> np.ndarray:
@@ -88,23 +128,9 @@ def byte_offsets(text: str) -> np.ndarray:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(widths)])
 
 
-def _split_byte_tokens(tokens: Sequence[str], start: np.ndarray, end: np.ndarray) -> None:
-    """Give each of n byte tokens that share one character of n bytes its own byte, in place."""
-    index = 0
-    while index < len(tokens):
-        last = index
-        while last < len(tokens) and _BYTE_TOKEN.fullmatch(tokens[last]) and start[last] == start[index]:
-            last += 1
-        if last - index > 1 and end[index] - start[index] == last - index:
-            start[index:last] = start[index] + np.arange(last - index)
-            end[index:last] = start[index:last] + 1
-        index = max(last, index + 1)
-
-
-def _byte_table(tokenizer: Tokenizer) -> tuple[list[bytes], np.ndarray]:
+def _byte_table(tokenizer: Tokenizer, vocab: dict[str, int]) -> tuple[list[bytes], np.ndarray]:
     """The bytes that each token id spells in a byte-level vocabulary, and how many; an id without any spells a NUL."""
     alphabet = _byte_alphabet()
-    vocab: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
     table = [b"\0"] * (max(vocab.values(), default=-1) + 1)
     for token, index in vocab.items():
         try:
