@@ -15,7 +15,7 @@ from moescope.data import CORPORA
 from moescope.data.base import Corpus, Document, TextCorpus, TokenSet, VectorCorpus
 from moescope.data.encode import assemble, encoded, shortened
 from moescope.data.pieces import Pieces
-from moescope.data.tokens import select
+from moescope.data.tokens import GROUPS, select
 from moescope.data.windows import interleave
 from moescope.errors import InputError
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Spec = str | Mapping[str, Any]
-GROUPS = ("domain", "label", "class", "topic", "category")
-"""Labels by which a user's documents are shared out fairly; the first that there is."""
 
 _FEWEST_DOCUMENTS = 32
 _SHORTEST = 128

@@ -11,6 +11,9 @@ from moescope.data.base import Labels, TokenSet
 from moescope.data.windows import source_of
 from moescope.errors import InputError
 
+GROUPS = ("domain", "label", "class", "topic", "category")
+"""Labels by which documents are shared out fairly; the first that there is."""
+
 
 def select(tokens: TokenSet, documents: np.ndarray) -> TokenSet:
     """The documents with these indices, in ascending order. Label codes and names stay as they are."""
@@ -65,29 +68,56 @@ def take(tokens: TokenSet, first: int, last: int) -> TokenSet:
 def split(tokens: TokenSet, held_out: float = 0.1, seed: int = 0) -> tuple[TokenSet, TokenSet]:
     """Training and held-out documents. Windows of one file stay together unless there is only one file.
 
-    Files are drawn by a hash of their names and the seed until they hold at least the share `held_out` of the tokens;
-    both parts get at least one. Raises `InputError` for a single document.
+    Files are drawn by a hash of their names and the seed, in equal shares from every group of documents (`GROUPS`),
+    until they hold at least the share `held_out` of the tokens; both parts get at least one. Raises `InputError` for
+    a single document.
     """
     names = [str(name) for name in tokens.source.get("documents") or range(tokens.num_docs)]
-    group = [source_of(name) for name in names]
-    if len(set(group)) < 2:
-        group = [f"{index}\0{name}" for index, name in enumerate(names)]
-    ranked = sorted(set(group), key=lambda name: hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest())
-    if len(ranked) < 2:
+    file = [source_of(name) for name in names]
+    if len(set(file)) < 2:
+        file = [f"{index}\0{name}" for index, name in enumerate(names)]
+    if len(set(file)) < 2:
         raise InputError(
             "There is a single document, so that none can be held out: give more text, or shorter documents."
         )
-    size = dict.fromkeys(ranked, 0)
+    size: dict[str, int] = dict.fromkeys(file, 0)
     for index, count in enumerate(np.bincount(tokens.doc, minlength=tokens.num_docs)):
-        size[group[index]] += int(count)
+        size[file[index]] += int(count)
     wanted, out, total = held_out * tokens.num_tokens, set[str](), 0
-    for name in ranked[:-1]:
+    for name in _in_shares(size, dict(zip(reversed(file), reversed(_groups(tokens)), strict=True)), seed)[:-1]:
         if out and total >= wanted:
             break
         out.add(name)
         total += size[name]
-    held = np.array([name in out for name in group])
+    held = np.array([name in out for name in file])
     return select(tokens, np.flatnonzero(~held)), select(tokens, np.flatnonzero(held))
+
+
+def _groups(tokens: TokenSet) -> list[int]:
+    """A code per document: its value of the first label in GROUPS that documents have, or one for all."""
+    for name in GROUPS:
+        if name in tokens.labels and tokens.labels[name].scope == "document":
+            codes = np.full(tokens.num_docs, -1, np.int64)
+            np.maximum.at(codes, tokens.doc, tokens.labels[name].codes)
+            return [int(code) for code in codes]
+    return [0] * tokens.num_docs
+
+
+def _in_shares(size: dict[str, int], group: dict[str, int], seed: int) -> list[str]:
+    """Files in an order whose every beginning holds about the same share of the tokens of each group."""
+
+    def key(name: str) -> bytes:
+        return hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest()
+
+    whole: dict[int, int] = {}
+    for name, count in size.items():
+        whole[group[name]] = whole.get(group[name], 0) + count
+    place, before = {}, dict.fromkeys(whole, 0.0)
+    for name in sorted(size, key=key):
+        code = group[name]
+        place[name] = (before[code] + size[name] / 2) / max(whole[code], 1)
+        before[code] += size[name]
+    return sorted(size, key=lambda name: (place[name], key(name)))
 
 
 def content_hash(tokens: TokenSet) -> str:
