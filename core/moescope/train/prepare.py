@@ -1,0 +1,98 @@
+"""From a run's configuration to tokens: tokenizer, training data, held-out data, probe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from moescope.data import load
+from moescope.data.base import TokenSet, VectorCorpus
+from moescope.data.tokenizer import from_json, to_json, train_tokenizer
+from moescope.data.tokens import content_hash, split
+from moescope.errors import InputError
+from moescope.model import ModelConfig
+from moescope.train.config import RunConfig
+from moescope.train.probe import held_out_probe
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+Progress = Callable[[str], None]
+"""Called with the name of a stage."""
+
+_TOKENIZER_CHARACTERS: Final = 4_000_000
+_KINDS: Final = {"text": "tokens", "patches": "patches", "vectors": "vectors"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """All that a run reads. `model` has the sizes that follow from the data; `fingerprint` names the data's content."""
+
+    train: TokenSet
+    held_out: TokenSet
+    probe: TokenSet
+    model: ModelConfig
+    fingerprint: str
+    tokenizer: Tokenizer | None = None
+
+    @property
+    def tokenizer_json(self) -> str | None:
+        """The tokenizer as the text of a tokenizer.json."""
+        return None if self.tokenizer is None else to_json(self.tokenizer)
+
+
+def prepare(config: RunConfig, tokenizer_json: str | None, progress: Progress) -> Prepared:
+    """Read the data and hold a part of it out. `tokenizer_json` is that of a checkpoint to go on from.
+
+    Raises `InputError` for data that is not there or that the model cannot read.
+    """
+    data = config.data
+    name, corpus = load.open_corpus(data.spec, data.seed)
+    if corpus.kind != "text" and config.model.input != _KINDS[corpus.kind]:
+        raise InputError(f"The data {name!r} is {corpus.kind}, and model.input is {config.model.input!r}.")
+    tokenizer = None if isinstance(corpus, VectorCorpus) else _tokenizer(config, tokenizer_json, progress)
+    progress("reading the data")
+    tokens = load.load_tokens(data.spec, tokenizer, data.tokens, data.seed)
+    train, held_out = split(tokens, data.held_out, data.seed)
+    progress("reading the probe")
+    if config.probe.spec is None:
+        probe = held_out_probe(held_out, config.probe.tokens, config.seed)
+    else:
+        probe = load.load_tokens(config.probe.spec, tokenizer, config.probe.tokens, config.seed)
+    return Prepared(
+        train=train,
+        held_out=held_out,
+        probe=probe,
+        model=_sizes(config.model, tokens, tokenizer),
+        fingerprint=content_hash(tokens),
+        tokenizer=tokenizer,
+    )
+
+
+def _tokenizer(config: RunConfig, tokenizer_json: str | None, progress: Progress) -> Tokenizer:
+    data = config.data
+    if tokenizer_json is not None:
+        return from_json(tokenizer_json, ours=data.tokenizer is None)
+    if data.tokenizer is not None:
+        path = Path(data.tokenizer)
+        if not path.is_file():
+            raise InputError(f"data.tokenizer = {data.tokenizer!r}: there is no such file.")
+        return from_json(path.read_bytes(), path.name)
+    progress("training the tokenizer")
+    documents = load.load_documents(data.spec, min(_TOKENIZER_CHARACTERS, 4 * data.tokens), data.seed)
+    return train_tokenizer(documents, data.vocab_size)
+
+
+def _sizes(model: ModelConfig, tokens: TokenSet, tokenizer: Tokenizer | None) -> ModelConfig:
+    """The model's configuration with what follows from the data."""
+    if tokens.kind == "text":
+        if model.input != "tokens":
+            raise InputError(f"The data is text, and model.input is {model.input!r}.")
+        assert tokenizer is not None
+        if model.head == "class" and tokens.target is None:
+            raise InputError("model.head = 'class': this text has no class per document.")
+        return replace(model, vocab_size=tokenizer.get_vocab_size())
+    classes = 0 if tokens.target is None else int(tokens.target.max()) + 1
+    return replace(model, d_input=int(tokens.inputs.shape[1]), num_classes=classes)

@@ -1,0 +1,86 @@
+"""The bundled run configurations, read without torch: listing them must cost nothing."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from moescope.errors import InputError
+
+FOLDER: Final = Path(__file__).parent / "presets"
+_CARD: Final = ("title", "description", "seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A run configuration with a name: `seconds` is about its time on two CPU cores, `config` its plain values."""
+
+    name: str
+    title: str
+    description: str
+    seconds: int
+    config: Mapping[str, Any]
+
+
+def preset_names() -> tuple[str, ...]:
+    """Names of the bundled presets, in alphabetical order."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
+
+
+def read_preset(name_or_file: str | Path) -> Preset:
+    """A bundled preset by its name, or a TOML file of the same form (`title`, `description`, `seconds` are optional).
+
+    Raises `InputError` for a name that is neither, and for a file that is not TOML.
+    """
+    names = preset_names()
+    path = FOLDER / f"{name_or_file}.toml" if str(name_or_file) in names else Path(name_or_file)
+    if not path.is_file():
+        raise InputError(f"{name_or_file} is neither a preset ({', '.join(names)}) nor a file.")
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path.name} is not TOML: {error}.") from None
+    card = {key: values.pop(key, None) for key in _CARD}
+    return Preset(
+        name=path.stem,
+        title=str(card["title"] or path.stem),
+        description=str(card["description"] or ""),
+        seconds=int(card["seconds"] or 0),
+        config=values,
+    )
+
+
+def presets() -> dict[str, Preset]:
+    """Every bundled preset by name."""
+    return {name: read_preset(name) for name in preset_names()}
+
+
+def override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with dotted keys set: `{"optim.lr": 1e-3}`. Raises `InputError` where a key leads through a value."""
+    changed = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    for dotted, value in overrides.items():
+        head, _, rest = dotted.partition(".")
+        if not head or dotted.endswith("."):
+            raise InputError(f"{dotted!r} is not a key: write table.key=value.")
+        if not rest:
+            changed[head] = value
+            continue
+        table = changed.get(head, {})
+        if not isinstance(table, Mapping):
+            raise InputError(f"{dotted} cannot be set: {head} is {table!r}, not a table.")
+        changed[head] = override(table, {rest: value})
+    return changed
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`"optim.lr=1e-3"` as key and value. The value is TOML; a bare word that is not TOML is a string."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise InputError(f"{text!r} sets nothing: write key=value.")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()

@@ -1,0 +1,74 @@
+"""Payloads of the events that a run yields, from what really happened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import islice
+from typing import Any
+
+import torch
+
+from moescope.adapters.ours import layers_of
+from moescope.config import dump
+from moescope.model import Transformer, active_params, num_params
+from moescope.objectives.base import LayerRecord
+from moescope.train.config import RunConfig
+from moescope.train.prepare import Prepared
+
+
+@torch.no_grad()
+def load_payload(records: Sequence[LayerRecord]) -> dict[str, Any]:
+    """Payload of a `load` event: shares of wanted assignments, before drops; one transfer from the device.
+
+    A dead slot's load is 0; maxvio is the largest load times the number of alive experts, minus 1.
+    """
+    layers, rows = [], []
+    for record in records:
+        routing = record.routing
+        wanted_N = routing.wanted_TK.flatten().to(torch.int64)
+        count_E = torch.zeros(routing.num_experts, dtype=torch.int64, device=wanted_N.device)
+        count_E.scatter_add_(0, routing.expert_TK.flatten(), wanted_N)
+        rest = torch.stack([routing.sent_TK.sum(), routing.valid_T.sum(), record.alive_E.sum()])
+        rows.append(torch.cat([count_E, rest]))
+    flat = iter(torch.cat(rows).tolist() if rows else ())
+    for record, row in zip(records, rows, strict=True):
+        *counts, sent, tokens, alive = islice(flat, len(row))
+        wanted = sum(counts)
+        load = [count / max(wanted, 1) for count in counts]
+        layers.append(
+            {
+                "layer": record.layer,
+                "load": load,
+                "maxvio": max(load) * alive - 1 if wanted else 0.0,
+                "dropped": (wanted - sent) / max(wanted, 1),
+                "tokens": tokens,
+                "experts_per_token": wanted / max(tokens, 1),
+            }
+        )
+    return {"layers": layers}
+
+
+def started_payload(
+    config: RunConfig, model: Transformer, data: Prepared, device: torch.device, precision: str
+) -> dict[str, Any]:
+    """Payload of `run_started`; `config.model` has the sizes that follow from the data."""
+    layers = [asdict(layer) for layer in layers_of(model)]
+    return {
+        "config": {**dump(config), "model": dump(model.config)},
+        "params": num_params(model),
+        "active_params": active_params(model) if all(layer["k"] for layer in layers) else None,
+        "layers": layers,
+        "data": {
+            "kind": data.train.kind,
+            "tokens": data.train.num_tokens,
+            "documents": data.train.num_docs,
+            "held_out_tokens": data.held_out.num_tokens,
+            "held_out_documents": data.held_out.num_docs,
+            "synthetic": bool(data.train.source.get("synthetic", False)),
+            "fingerprint": data.fingerprint,
+        },
+        "device": str(device),
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+    }

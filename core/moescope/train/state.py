@@ -1,0 +1,174 @@
+"""Checkpoints of a run: the model's folder, and beside it what exact resume needs.
+
+A checkpoint of step n is `checkpoints/step-00000n/`: the model's own (config.json, model.safetensors, tokenizer.json),
+`optimizer.safetensors` (moments by parameter name) and `run.json` (counts, configuration, fingerprint of the data).
+No state of random generators is stored: what a step draws is a function of the seed and the step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors.torch import load_file, save_file
+
+from moescope.config import dump
+from moescope.errors import InputError
+from moescope.files import usual_mode
+from moescope.model import Transformer, load_checkpoint, save_checkpoint
+from moescope.train.config import RunConfig
+from moescope.train.optimizer import Optimizer
+
+CHECKPOINTS: Final = "checkpoints"
+_OPTIMIZER, _RUN, _VERSION = "optimizer.safetensors", "run.json", 1
+_STEP = re.compile(r"step-(\d{6,})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How far a run is: optimizer steps, positions seen, seconds spent, and the last losses that were logged."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    loss: float | None = None
+    eval_loss: float | None = None
+
+
+def name_of(step: int) -> str:
+    return f"step-{step:06d}"
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Complete checkpoints of a run, by step."""
+    found = [
+        path for path in (run / CHECKPOINTS).glob("step-*") if _STEP.fullmatch(path.name) and (path / _RUN).is_file()
+    ]
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def save(
+    run: Path,
+    counts: Counts,
+    config: RunConfig,
+    model: Transformer,
+    optimizer: Optimizer,
+    tokenizer_json: str | None,
+    card: Mapping[str, Any],
+    fingerprint: str,
+) -> Path:
+    """Write the checkpoint of a step, complete or not at all; then drop the oldest beyond `keep_checkpoints`."""
+    plain = {"version": _VERSION, **asdict(counts), "data": fingerprint, "config": dump(config)}
+
+    def extra(staging: Path) -> None:
+        save_file(optimizer.state(), staging / _OPTIMIZER)
+        usual_mode(staging / _OPTIMIZER)
+        (staging / _RUN).write_text(json.dumps(plain, indent=2) + "\n", "utf-8")
+
+    target = run / CHECKPOINTS / name_of(counts.step)
+    save_checkpoint(target, model, tokenizer_json, card, extra=extra)
+    for old in checkpoints(run)[: -config.keep_checkpoints]:
+        if old != target:
+            shutil.rmtree(old)
+    return target
+
+
+def write_json(path: Path, plain: Mapping[str, Any]) -> None:
+    """Write a file that appears complete or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(json.dumps(plain, indent=2) + "\n", "utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def clear_remains(run: Path) -> None:
+    """Remove what a killed process left half-written; a checkpoint that it had just moved aside is moved back."""
+    for old in (run / CHECKPOINTS).glob(".step-*.old"):
+        target = old.with_name(old.name[1:].split(".")[0])
+        if target.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(target)
+    for partial in (run / CHECKPOINTS).glob(".step-*.partial"):
+        shutil.rmtree(partial)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that a run goes on from."""
+
+    path: Path
+    counts: Counts
+    config: Mapping[str, Any]
+    fingerprint: str
+
+    def check(self, config: RunConfig) -> None:
+        """Raise `InputError` naming the first setting that is not what the checkpoint was made with."""
+        for key, here, there in _differences(dump(config), self.config):
+            raise InputError(
+                f"{self.path.name} cannot be resumed with another configuration: {key} is {here!r}, it was {there!r}."
+            )
+
+    def check_data(self, fingerprint: str) -> None:
+        """Raise `InputError` where the data is not what the checkpoint was trained on."""
+        if fingerprint != self.fingerprint:
+            raise InputError(f"{self.path.name} cannot be resumed: the data is not what it was trained on any more.")
+
+    def load(self) -> tuple[Transformer, str | None]:
+        """The model in training mode, and its tokenizer."""
+        model, tokenizer_json, _ = load_checkpoint(self.path, dtype=None)
+        return model.train(), tokenizer_json
+
+    def restore(self, optimizer: Optimizer) -> None:
+        """Put the moments back. Raises `InputError` where they do not belong to the model."""
+        path = self.path / _OPTIMIZER
+        try:
+            state = load_file(path)
+        except Exception as error:
+            raise InputError(f"{self.path.name}/{_OPTIMIZER} cannot be read: {error}.") from None
+        for full, value in state.items():
+            kind, _, name = full.partition(".")
+            weight = optimizer.parameters.get(name)
+            fits = weight is not None and (kind == "step" or value.shape == weight.shape)
+            if kind not in ("step", "exp_avg", "exp_avg_sq") or not fits:
+                raise InputError(f"{self.path.name}/{_OPTIMIZER}: {full!r} does not belong to this model.")
+        optimizer.restore(state)
+
+
+def find(path: Path) -> Saved:
+    """The checkpoint at `path`, or the newest one of the run at `path`. Raises `InputError` where there is none."""
+    folder = path if (path / _RUN).is_file() else next(reversed(checkpoints(path)), None)
+    if folder is None:
+        raise InputError(f"{path} holds no checkpoint that a run could be resumed from.")
+    try:
+        plain = json.loads((folder / _RUN).read_text("utf-8"))
+        if plain["version"] != _VERSION:
+            raise InputError(f"{folder.name} is of version {plain['version']!r}; this release resumes {_VERSION}.")
+        counts = Counts(
+            step=int(plain["step"]),
+            tokens=int(plain["tokens"]),
+            seconds=float(plain["seconds"]),
+            loss=plain["loss"],
+            eval_loss=plain["eval_loss"],
+        )
+        return Saved(folder, counts, dict(plain["config"]), str(plain["data"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{folder.name}/{_RUN} is damaged ({error!r}), so the run cannot be resumed.") from None
+
+
+def _differences(here: Any, there: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(here, Mapping) and isinstance(there, Mapping):
+        for name in sorted(set(here) | set(there)):
+            yield from _differences(here.get(name), there.get(name), f"{key}.{name}" if key else str(name))
+    elif here != there:
+        yield key, here, there
