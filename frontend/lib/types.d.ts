@@ -1,0 +1,101 @@
+/** What travels between the server and the page (docs/contracts.md), and the few Plotly calls that lib/plot.js makes. */
+
+export interface LayerInfo { layer: number; path: string; router: string; num_experts: number; k: number | null; causal?: boolean }
+export interface LabelInfo { name: string; scope: string; values: string[] }
+export interface SelfCheck { name: string; passed: boolean; detail: string }
+
+export interface Info { version: string; home: string; device: string | null; samples: string | null; max_upload?: number }
+
+export interface Checkpoint {
+  id: string; name: string; origin: "sample" | "upload" | "path" | "run"; family: string; params: number | null;
+  d_model: number | null; num_layers: number | null; layers: LayerInfo[]; kind: Kind; size_bytes: number | null;
+  created: string; description: string; traces: string[]; problems: string[];
+}
+export type Kind = "text" | "patches" | "vectors";
+
+export interface TraceRow {
+  id: string; name: string; checkpoint: string | null; run: string | null; step: number | null; origin: string;
+  tokens: number; documents: number; kind: Kind; labels: LabelInfo[]; layers: LayerInfo[];
+  data: Record<string, unknown>; self_check: SelfCheck[]; created: string;
+}
+export interface Finding {
+  text: string; layer: number; expert: number | null; label: string | null; label_value?: string | null; q?: number | null;
+  value: string | number | null; null: number | null; n: number; tokens: number[];
+}
+export interface TraceDetail extends TraceRow {
+  palette: Record<string, string[]>; label_palette: Record<string, string[]>;
+  default_layer: number; default_label: string | null; findings: Finding[];
+}
+export interface Measurement {
+  metric: string; layer: number; label: string | null; value: number | null; null: number | null; null_std: number | null;
+  z: number | null; p: number | null; interval: [number | null, number | null] | null; n: number; unit: string; tensor: string; note: string | null; null_kind?: string;
+}
+export interface TokenWindow {
+  start: number; total: number; text: string[]; doc: number[]; experts: number[][]; gates: number[][]; dropped: boolean[][];
+  labels: Record<string, number[]>; documents: { index: number; start: number; name: string }[]; in_map: boolean[];
+}
+export interface DocumentRow { index: number; name: string; start: number; tokens: number; labels: Record<string, string | null> }
+export interface Profile { value: string; share: number | null; base: number | null; lift: number | null; count: number }
+export interface ExpertCard {
+  layer: number; expert: number; load: number; load_null: number; assignments: number; n: number;
+  entropy: number | null; mean_gate: number | null;
+  top_tokens: { text: string; count: number; share: number; lift: number | null; token: number; of?: number; null?: number | null; significant?: boolean }[];
+  contexts: { token: number; before: string; text: string; after: string; gate: number }[];
+  labels: Record<string, Profile[]>;
+  partners: { expert: number; p: number; null: number | null }[];
+}
+export interface Picked {
+  n: number; total: number;
+  layers: { layer: number; experts: { expert: number; share: number; base: number }[] }[];
+  labels: Record<string, Profile[]>;
+}
+export type JobStatus = "queued" | "running" | "done" | "failed" | "cancelled";
+export interface Job {
+  id: string; kind: "trace" | "train" | "project"; status: JobStatus; stage: string | null; progress: number | null;
+  seconds_left: number | null; error: string | null; result: Record<string, unknown> | null; created: string; title?: string;
+}
+export interface RunRow {
+  id: string; name: string; preset: string | null; status: "queued" | "running" | "finished" | "stopped" | "failed";
+  step: number; steps: number; created: string; error: string | null; config: Record<string, unknown>;
+  snapshots: string[]; checkpoints: string[]; job: string | null;
+}
+export interface Preset { name: string; title: string; description: string; seconds: number | null; config: Record<string, unknown> }
+export interface Source { id: string; description: string; kind: Kind; synthetic: boolean; schema: Record<string, unknown> }
+export interface MoeEvent { id: number; run: string; step: number; kind: string; payload: Record<string, unknown>; time: number }
+
+export interface Grow { kind: string; trace: number; x: string; y: string; smooth?: number }
+export interface FigureMeta {
+  moescope: number; name: string; layer: number | null; title: string; caption: string;
+  shown?: number | null; total?: number | null; note?: string | null; grow?: Grow[];
+}
+export type Role = "tokens" | "cells" | "label_cells" | "bars" | "curve" | "step_cells";
+export interface TraceMeta { role?: Role; group?: { expert?: number; label?: string; value?: string }; x?: string; y?: string; label?: string; experts?: number[] }
+
+/** A Plotly trace or layout is a wide open record; what the page reads of it is narrowed where it is read. */
+export interface PlotTrace { [key: string]: any; type?: string; meta?: TraceMeta; x?: any; y?: any; z?: any; customdata?: any }
+export interface FigureJson { data: PlotTrace[]; layout: { [key: string]: any; meta: FigureMeta } }
+
+interface Axis { l2p(value: number): number; d2p?(value: any): number; r2p?(value: any): number; _offset: number; _length: number; _categories?: string[] }
+export interface GraphDiv extends HTMLDivElement {
+  data: PlotTrace[];
+  layout: { [key: string]: any };
+  _fullLayout: { xaxis: Axis; yaxis: Axis; [key: string]: any };
+  on(event: string, handler: (event: any) => void): void;
+  removeAllListeners(event?: string): void;
+}
+export interface PlotlyModule {
+  newPlot(el: HTMLElement, data: PlotTrace[], layout: object, config: object): Promise<GraphDiv>;
+  react(el: HTMLElement, data: PlotTrace[], layout: object, config: object): Promise<GraphDiv>;
+  restyle(el: HTMLElement, update: object, traces?: number[]): Promise<GraphDiv>;
+  relayout(el: HTMLElement, update: object): Promise<GraphDiv>;
+  extendTraces(el: HTMLElement, update: object, traces: number[]): Promise<GraphDiv>;
+  purge(el: HTMLElement): void;
+  Plots: { resize(el: HTMLElement): Promise<void> };
+}
+
+declare global {
+  var Plotly: PlotlyModule;
+  interface HTMLElementTagNameMap {
+    "moe-figure": import("../parts/figure.js").MoeFigure;
+  }
+}

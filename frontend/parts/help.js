@@ -1,0 +1,38 @@
+/** The keys, and what the words on the page mean, in a dialog. */
+
+import { h } from "../lib/dom.js";
+
+/** @type {[string[], string][]} */
+const KEYS = [
+  [["[", "]"], "one layer down or up"],
+  [["←", "→", "↑", "↓"], "move the selected token through the text"],
+  [[",", "."], "previous or next expert of the layer"],
+  [["/"], "search the text; Enter goes to the next match"],
+  [["Esc"], "clear the selection"],
+  [["?"], "these keys"],
+];
+
+/** @type {[string, string][]} */
+const WORDS = [
+  ["Expert", "One of several feed-forward networks of a layer; each token visits only a few of them."],
+  ["Router", "The small network that chooses a token's experts. Its logits become scores, which select, and gates, which weigh."],
+  ["Gate", "The weight with which a chosen expert's output enters the layer's sum."],
+  ["Load", "An expert's share of all assignments. Even is 1 over the number of experts."],
+  ["Null", "What chance would give: random routing with the same loads, or shuffled labels. A number means something only beside its null."],
+  ["Lift", "How many times as often as its share of everything: 2× is twice as often, 1× is no preference."],
+  ["Label", "What is known of a token or its document, such as its domain. Tokens without one are unlabelled, which is not zero."],
+];
+
+/** @returns {HTMLDialogElement} */
+export function helpDialog() {
+  const dialog = h("dialog", { class: "help", "aria-labelledby": "help-title" },
+    h("header", null, h("h2", { id: "help-title" }, "Keys and words"), h("button", { type: "button", class: "icon", "aria-label": "Close", onclick: () => dialog.close() }, "×")),
+    h("h3", null, "Keys"),
+    h("dl", { class: "keys" }, KEYS.map(([keys, meaning]) => h("div", null, h("dt", null, keys.map((key) => h("kbd", null, key))), h("dd", null, meaning)))),
+    h("h3", null, "With the mouse"),
+    h("p", null, "Hover a token to ring its point in the map, and the other way round. Click an expert anywhere (a cell, a bar, a button) and every view shows it. Drag in the map to lasso points, scroll to zoom, double-click to see all again."),
+    h("h3", null, "Words"),
+    h("dl", { class: "words" }, WORDS.map(([word, meaning]) => h("div", null, h("dt", null, word), h("dd", null, meaning)))));
+  dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+  return dialog;
+}

@@ -1,0 +1,98 @@
+/** What links the views of Inspect: hover, selection and lasso go from each to all others. */
+
+/** @import { Session } from "../lib/session.js" */
+/** @import { MoeInspect } from "../views/inspect.js" */
+
+import { api } from "../lib/api.js";
+import { copy } from "../lib/plot.js";
+import { fail } from "../lib/toast.js";
+
+const MOST_RINGS = 300;
+
+export class Links {
+  ears = new AbortController();
+  hitsOf = "";
+  turn = 0;
+
+  /** @param {Session} session @param {MoeInspect} view */
+  constructor(session, view) {
+    this.session = session;
+    this.view = view;
+    const { signal } = this.ears;
+    session.addEventListener("change", () => this.refresh().catch(fail), { signal });
+    session.addEventListener("hover", (event) => this.hover(/** @type {CustomEvent} */ (event).detail), { signal });
+    session.addEventListener("hits", () => view.map.ring("hit", session.hits.slice(0, MOST_RINGS)), { signal });
+    const listen = (/** @type {HTMLElement} */ from, /** @type {string} */ name, /** @type {(detail: any) => void} */ run) =>
+      from.addEventListener(name, (event) => run(/** @type {CustomEvent} */ (event).detail), { signal });
+    listen(view.map, "hover", ({ token }) => session.hover(token, view.map));
+    listen(view.map, "token", ({ token }) => session.select({ token }));
+    listen(view.map, "lasso", ({ tokens }) => session.pick(tokens));
+    for (const figure of [view.heat, view.labels]) {
+      listen(figure, "pick", ({ expert, layer }) => {
+        if (!Number.isInteger(expert)) return;
+        const same = expert === session.expert && (layer === undefined || layer === session.layer);
+        session.select({ layer: layer ?? session.layer, expert: same ? null : expert });
+      });
+    }
+    this.refresh().catch(fail);
+  }
+
+  close() { this.ears.abort(); }
+
+  /** @param {{ token: number | null, from: object }} detail */
+  hover({ token }) {
+    this.view.map.ring("hover", token === null ? [] : [token]);
+  }
+
+  async refresh() {
+    const { session, view } = this;
+    const { layer, expert, token, color, label, method, trace } = session;
+    const figures = [
+      view.map.show({ owner: "traces", of: trace.id, name: "token_map", options: { layer, color, method: method === "pca" ? null : method } }),
+      view.heat.show({ owner: "traces", of: trace.id, name: "layer_expert_load", options: {} }),
+    ];
+    if (label) figures.push(view.labels.show({ owner: "traces", of: trace.id, name: "label_expert", options: { layer, label } }));
+    view.map.ring("selected", token === null ? [] : [token]);
+    view.heat.outline(expert === null ? [{ x: null, y: `L${layer}`, kind: "row" }] : [{ x: `E${expert}`, y: `L${layer}`, kind: "selected" }]);
+    view.labels.outline(expert === null ? [] : [{ x: `E${expert}`, y: null, kind: "column" }]);
+    this.legend();
+    if (token !== null && token !== this.revealed) view.text.reveal(token).catch(fail);
+    this.revealed = token;
+    this.search().catch(fail);
+    const turn = ++this.turn;
+    const focused = await this.focused();
+    if (turn === this.turn) view.map.focusTokens(focused);
+    await Promise.all(figures);
+  }
+
+  /** @type {number | null} */
+  revealed = null;
+
+  /** The tokens of the map that stay bright: those of the expert, those of the lasso, or those of both. @returns {Promise<Set<number> | null>} */
+  async focused() {
+    const { expert, picked, layer, trace, method } = this.session;
+    if (expert === null) return picked;
+    const answer = await api.figure("traces", trace.id, "token_map", { layer, color: "expert", method: method === "pca" ? null : method });
+    if ("job" in answer) return picked;
+    const tokens = copy(answer).data.filter((part) => part.meta?.group?.expert === expert).flatMap((part) => part.customdata.map(Number));
+    return new Set(picked ? tokens.filter((/** @type {number} */ token) => picked.has(token)) : tokens);
+  }
+
+  async search() {
+    const { session } = this;
+    const { query, trace } = session;
+    if (query === this.hitsOf) return;
+    this.hitsOf = query;
+    if (!query) { session.setHits([], 0); return; }
+    const { matches, total } = await api.search(trace.id, query, 2000);
+    if (query === this.hitsOf) session.setHits(matches, total);
+  }
+
+  /** Say above the text what its colours mean now. */
+  legend() {
+    const { color, expert, layer } = this.session;
+    const words = color === "expert" ? `coloured by the first-choice expert at layer ${layer}` : color === "confidence" ? `the stronger, the larger the first expert's gate at layer ${layer}` : `coloured by ${color}`;
+    const place = this.view.querySelector(".legend-words");
+    if (place) place.textContent = expert === null ? words : `E${expert} filled: first choice; underlined: a lower choice; others are dimmed`;
+  }
+}

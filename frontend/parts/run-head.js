@@ -1,0 +1,137 @@
+/** The head of a run: which, how far, how fast, what it was told; stop, resume, and the layer whose load is shown. */
+
+/** @import { MoeEvent, RunRow } from "../lib/types.d.ts" */
+
+import { api } from "../lib/api.js";
+import { fill, h, tip } from "../lib/dom.js";
+import { compact, duration, number } from "../lib/format.js";
+import { jobs } from "../lib/jobs.js";
+import { state } from "../lib/state.js";
+import { fail } from "../lib/toast.js";
+import { lines } from "./presets.js";
+
+export class RunHead extends HTMLElement {
+  picker = h("select", { "aria-label": "Run", class: "trace-picker" });
+  status = h("span", { class: "chip" });
+  bar = h("progress", { max: 1, value: 0, "aria-label": "Steps done" });
+  step = h("span", { class: "num" });
+  numbers = h("dl", { class: "run-numbers" });
+  actions = h("div", { class: "button-row" });
+  trouble = h("div");
+  layers = h("select", { "aria-label": "Layer of the load and the map" });
+  told = h("pre", { class: "config", tabIndex: 0 });
+  /** @type {Record<string, unknown>} */
+  last = {};
+  /** @type {RunRow | null} */
+  run = null;
+  watched = () => { if (this.run) this.remaining(this.run); };
+
+  connectedCallback() { jobs.addEventListener("change", this.watched); }
+
+  disconnectedCallback() { jobs.removeEventListener("change", this.watched); }
+
+  /** @param {RunRow} run @param {RunRow[]} runs @param {() => number | null} layer */
+  open(run, runs, layer) {
+    this.classList.add("run-head");
+    fill(this,
+      h("div", { class: "toolbar" }, h("label", { class: "field" }, h("span", { class: "field-name" }, "Run"), this.picker), this.status, this.bar, this.step, this.actions,
+        h("label", { class: "field" }, h("span", { class: "field-name" }, "Layer"), this.layers),
+        h("a", { class: "button", href: "#/library" }, "New run")),
+      this.trouble, this.numbers, h("details", { class: "run-config" }, h("summary", null, "Configuration of this run"), this.told));
+    fill(this.picker, runs.sort((a, b) => b.created.localeCompare(a.created)).map((row) => h("option", { value: row.id }, `${row.name} (${row.status})`)));
+    this.picker.value = run.id;
+    this.picker.addEventListener("change", () => state.go("run", this.picker.value));
+    this.layers.addEventListener("change", () => state.set({ layer: this.layers.value }));
+    this.layer(layer(), null);
+    this.put(run);
+    this.latest(run.id).catch(fail);
+  }
+
+  /** @param {string} run */
+  async latest(run) {
+    const kinds = ["run_started", "train", "eval", "load"];
+    for (const kind of kinds) {
+      const events = await api.events(run, { kind });
+      const event = events[events.length - 1];
+      if (event) this.hear(event);
+    }
+  }
+
+  /** @param {number | null} wanted @param {number | null} shown */
+  layer(wanted, shown) { this.layers.value = String(wanted ?? shown ?? this.layers.value); }
+
+  /** @param {RunRow} run */
+  put(run) {
+    this.run = run;
+    this.status.textContent = run.status;
+    this.status.className = `chip ${run.status}`;
+    this.told.textContent = lines(run.config).join("\n");
+    fill(this.trouble, run.error ? h("p", { class: "banner bad", role: "alert" }, run.error) : null);
+    const act = (/** @type {string} */ words, /** @type {() => Promise<unknown>} */ run_, kind = "") =>
+      h("button", { type: "button", class: kind, onclick: async (/** @type {Event} */ event) => {
+        const button = /** @type {HTMLButtonElement} */ (event.currentTarget);
+        button.disabled = true;
+        try { await run_(); } catch (error) { button.disabled = false; fail(error); }
+      } }, words);
+    const active = run.status === "running" || run.status === "queued";
+    fill(this.actions,
+      active && act("Stop", () => api.stopRun(run.id)),
+      (run.status === "stopped" || run.status === "failed") && run.checkpoints.length > 0 && act("Resume", () => api.resumeRun(run.id), "primary"));
+    this.remaining(run);
+  }
+
+  /** @param {RunRow} run */
+  remaining(run) {
+    this.bar.max = Math.max(1, run.steps);
+    this.bar.value = run.step;
+    const job = run.job === null ? null : jobs.all.get(run.job);
+    const live = run.status === "running" || run.status === "queued";
+    const left = live && job ? duration(job.seconds_left) : "";
+    const stage = live && job && (run.status === "queued" || run.step === 0) ? ` · ${job.stage || "waiting for its turn"}` : "";
+    this.step.textContent = `step ${number(run.step)} of ${number(run.steps)}${left ? ` · ${left} left` : ""}${stage}`;
+  }
+
+  /** @param {MoeEvent} event */
+  hear(event) {
+    const { payload } = event;
+    if (event.kind === "run_started") this.last = { ...this.last, params: payload.params, device: payload.device };
+    else if (event.kind === "train") this.last = { ...this.last, loss: payload.loss, lr: payload.lr, tokens: payload.tokens, seconds: payload.seconds };
+    else if (event.kind === "eval") this.last = { ...this.last, eval: payload.loss, accuracy: payload.accuracy };
+    else if (event.kind === "load") this.loads(/** @type {any[]} */ (payload.layers));
+    else return;
+    if (this.run) { this.run.step = Math.max(this.run.step, event.step); this.remaining(this.run); }
+    if (!this.pending) this.pending = requestAnimationFrame(() => { this.pending = 0; this.write(); });
+  }
+
+  pending = 0;
+
+  /** @param {{ layer: number, maxvio: number, dropped: number }[]} layers */
+  loads(layers) {
+    const worst = layers.reduce((a, b) => (b.maxvio > a.maxvio ? b : a));
+    this.last = { ...this.last, maxvio: worst.maxvio, maxvioLayer: worst.layer };
+    if (this.layers.options.length !== layers.length) {
+      const now = this.layers.value || String(state.int("layer") ?? layers[0].layer);
+      fill(this.layers, layers.map(({ layer }) => h("option", { value: layer }, `${layer}`)));
+      this.layers.value = now;
+    }
+  }
+
+  write() {
+    const { loss, eval: held, accuracy, lr, tokens, seconds, maxvio, maxvioLayer, params, device } = /** @type {Record<string, any>} */ (this.last);
+    const speed = tokens && seconds ? `${compact(tokens / seconds)} / s` : "–";
+    /** @type {[string, string, string][]} */
+    const rows = [
+      ["Loss", number(loss, 4), "Cross-entropy of the last step, in nats, without auxiliary losses."],
+      ["Held-out loss", number(held, 4), "Cross-entropy on data that is not trained on, in nats."],
+      ...(accuracy === undefined || accuracy === null ? [] : /** @type {[string, string, string][]} */ ([["Accuracy", number(accuracy, 3), "Share of held-out images that are classified right."]])),
+      ["MaxVio, worst layer", maxvio === undefined ? "–" : `${number(maxvio, 3)} (layer ${maxvioLayer})`, "How far the busiest expert lies above an even share, in the layer where it is worst. 0 is perfectly even."],
+      ["Learning rate", number(lr, 2), "After warm-up and cosine."], ["Tokens seen", compact(tokens), "Tokens trained on since the start."],
+      ["Speed", speed, "Tokens per second since the start."], ["Parameters", compact(params), "All weights, of all experts."], ["Device", device === undefined ? "–" : String(device), "Where it trains."],
+    ];
+    const shown = new Map([...this.numbers.querySelectorAll("dt")].map((dt) => [dt.dataset.name, dt.nextElementSibling]));
+    if (shown.size === rows.length) for (const [name, value] of rows) { const at = shown.get(name); if (at) at.textContent = value; else shown.clear(); }
+    if (shown.size !== rows.length) fill(this.numbers, rows.map(([name, value, help]) => h("div", null, h("dt", { "data-name": name }, name, tip(help)), h("dd", { class: "num" }, value))));
+  }
+}
+
+customElements.define("moe-run-head", RunHead);
