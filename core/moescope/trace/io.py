@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,19 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from moescope.data.base import Labels
-from moescope.errors import InputError
-from moescope.trace.schema import SCHEMA_VERSION, LayerMeta, LayerTrace, Trace, TraceMeta
+from moescope.files import read_header, usual_mode
+from moescope.trace.checks import METADATA, check_header, check_layer, check_values, parse_meta
+from moescope.trace.schema import LayerMeta, LayerTrace, Trace, TraceMeta
 
 _EMPTY_U8 = 255
 
 
 def write_trace(trace: Trace, path: str | Path) -> None:
     """Write `trace` as one safetensors file. The file appears complete or not at all."""
-    tensors: dict[str, np.ndarray] = {"token.doc": trace.doc.astype(np.int32), "token.position": trace.position.astype(np.int32)}
+    tensors: dict[str, np.ndarray] = {
+        "token.doc": trace.doc.astype(np.int32),
+        "token.position": trace.position.astype(np.int32),
+    }
     for name, value in (("token.id", trace.token_id), ("token.start", trace.start), ("token.end", trace.end)):
         if value is not None:
             tensors[name] = value.astype(np.int32)
@@ -37,12 +41,15 @@ def write_trace(trace: Trace, path: str | Path) -> None:
     for layer in trace.layer_ids:
         tensors.update(_layer_tensors(layer, trace.layers[layer]))
     meta = asdict(trace.meta)
-    meta["labels"] = {name: {"names": list(labels.names), "scope": labels.scope} for name, labels in trace.labels.items()}
+    meta["labels"] = {
+        name: {"names": list(labels.names), "scope": labels.scope} for name, labels in trace.labels.items()
+    }
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-        save_file(contiguous, partial, metadata={"moescope_trace": json.dumps(meta)})
+        save_file(contiguous, partial, metadata={METADATA: json.dumps(meta)})
+        usual_mode(partial)
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
@@ -54,7 +61,7 @@ def _layer_tensors(layer: int, trace: LayerTrace) -> dict[str, np.ndarray]:
         stored = np.where(experts < 0, _EMPTY_U8, experts).astype(np.uint8)
     else:
         stored = experts.astype(np.int16)
-    tensors = {
+    tensors: dict[str, np.ndarray] = {
         "experts": stored,
         "gates": trace.gate_TK.astype(np.float32),
         "entropy": trace.entropy_T.astype(np.float32),
@@ -104,7 +111,7 @@ class _Layers(Mapping[int, LayerTrace]):
                 experts[stored == _EMPTY_U8] = -1
             sent = get("sent")
             hidden = get("hidden")
-            return LayerTrace(
+            made = LayerTrace(
                 meta=meta,
                 expert_TK=experts,
                 gate_TK=get("gates"),
@@ -115,26 +122,33 @@ class _Layers(Mapping[int, LayerTrace]):
                 logits_TE=get("logits"),
                 hidden_nd=None if hidden is None else hidden.astype(np.float32),
             )
+        check_layer(self._path.name, made)
+        return made
 
 
 def read_trace(path: str | Path) -> Trace:
-    """Open a trace file. Raises `InputError` for a file that is not a trace of a version this release reads."""
+    """Open a trace file: its header and everything but the layers is checked now, each layer when it is first read.
+
+    Raises `InputError` for a file that is not a trace of a version this release reads, or that contradicts itself.
+    """
     source = Path(path)
-    meta, labels_meta = _read_meta(source)
+    header = read_header(source)
+    meta = parse_meta(source.name, header)
+    check_header(source.name, header, meta)
+    names = frozenset(header.tensors)
     with safe_open(source, framework="numpy") as file:
-        names = frozenset(file.keys())
 
         def get(name: str) -> Any:
             return file.get_tensor(name) if name in names else None
 
         text = get("text.bytes")
-        return Trace(
-            meta=meta,
+        trace = Trace(
+            meta=TraceMeta(**{item.name: getattr(meta, item.name) for item in fields(TraceMeta)}),
             doc=get("token.doc"),
             position=get("token.position"),
             labels={
-                name: Labels(codes=get(f"label.{name}"), names=tuple(item["names"]), scope=item["scope"])
-                for name, item in labels_meta.items()
+                name: Labels(codes=get(f"label.{name}"), names=item.names, scope=item.scope)
+                for name, item in meta.labels.items()
             },
             layers=_Layers(source, meta.layers, names),
             token_id=get("token.id"),
@@ -144,21 +158,5 @@ def read_trace(path: str | Path) -> Trace:
             images=get("image.pixels"),
             sample=get("sample.tokens"),
         )
-
-
-def _read_meta(path: Path) -> tuple[TraceMeta, dict[str, Any]]:
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file.")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            stored = (file.metadata() or {}).get("moescope_trace")
-    except Exception as error:
-        raise InputError(f"{path.name} is not a safetensors file: {error}.") from None
-    if stored is None:
-        raise InputError(f"{path.name} is a safetensors file but not a moescope trace (its metadata lacks `moescope_trace`).")
-    plain = json.loads(stored)
-    if plain.get("version") != SCHEMA_VERSION:
-        raise InputError(f"{path.name} is a trace of version {plain.get('version')}; this release reads version {SCHEMA_VERSION}.")
-    labels = plain.pop("labels", {})
-    layers = tuple(LayerMeta(**item) for item in plain.pop("layers"))
-    return TraceMeta(layers=layers, self_check=tuple(plain.pop("self_check", ())), **plain), labels
+    check_values(source.name, trace)
+    return trace

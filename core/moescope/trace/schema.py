@@ -37,9 +37,20 @@ TENSORS: Final[tuple[TensorSpec, ...]] = (
     TensorSpec("text.bytes", ("U8",), "[bytes]", "UTF-8", "text of all documents, one after another; text only", True),
     TensorSpec("image.pixels", ("U8",), "[D, H, W]", "grey 0-255", "the image of each document; patches only", True),
     TensorSpec("label.{label}", ("I16",), "[T]", "code", "index into the label's names, -1 unlabelled", True),
-    TensorSpec("layer.{layer}.experts", ("U8", "I16"), "[T, K]", "expert", "chosen experts, best first; 255 or -1: empty"),
-    TensorSpec("layer.{layer}.gates", ("F32",), "[T, K]", "weight", "what weighs each expert's output; 0 where not sent"),
-    TensorSpec("layer.{layer}.sent", ("BOOL",), "[T, K]", "", "false where a wanted assignment was dropped; absent: none was", True),
+    TensorSpec(
+        "layer.{layer}.experts", ("U8", "I16"), "[T, K]", "expert", "chosen experts, best first; 255 or -1: empty"
+    ),
+    TensorSpec(
+        "layer.{layer}.gates", ("F32",), "[T, K]", "weight", "what weighs each expert's output; 0 where not sent"
+    ),
+    TensorSpec(
+        "layer.{layer}.sent",
+        ("BOOL",),
+        "[T, K]",
+        "",
+        "false where a wanted assignment was dropped; absent: none was",
+        True,
+    ),
     TensorSpec("layer.{layer}.entropy", ("F32",), "[T]", "nat", "entropy of the router's distribution over experts"),
     TensorSpec(
         "layer.{layer}.margin",
@@ -48,7 +59,9 @@ TENSORS: Final[tuple[TensorSpec, ...]] = (
         "score",
         "score of the last chosen minus the first not chosen; NaN where there is none of either",
     ),
-    TensorSpec("layer.{layer}.mean_probs", ("F64",), "[E]", "probability", "mean over tokens of the router's distribution"),
+    TensorSpec(
+        "layer.{layer}.mean_probs", ("F64",), "[E]", "probability", "mean over tokens of the router's distribution"
+    ),
     TensorSpec("layer.{layer}.logits", ("F32",), "[T, E]", "logit", "raw router output", True),
     TensorSpec("sample.tokens", ("I32",), "[n]", "index", "tokens whose hidden vectors were kept, ascending", True),
     TensorSpec("layer.{layer}.hidden", ("F16", "F32"), "[n, d]", "", "router inputs of the sampled tokens", True),
