@@ -25,14 +25,13 @@ def make_trace(
     checkpoint: Path, *, source: str | Mapping[str, Any] | None, text: str | None, tokens: int, report: Report
 ) -> Trace:
     """Open a checkpoint and trace it over data. Raises `InputError`."""
-    from moescope.trace.recorder import record_trace
-
     from moescope.adapters import open_checkpoint
     from moescope.data.encode import encode
     from moescope.data.load import load_tokens, pasted
+    from moescope.trace.recorder import record_trace
 
     report("opening the checkpoint")
-    model = open_checkpoint(checkpoint)
+    model = open_checkpoint(checkpoint, device=_device())
     report("reading the data")
     if text is not None:
         if model.tokenizer is None:
@@ -41,7 +40,17 @@ def make_trace(
     else:
         data = load_tokens(source or DEFAULT_SOURCES[model.card.kind], model.tokenizer, tokens)
     report("tracing", 0.0)
-    return record_trace(model, data, progress=lambda share: report("tracing", share))
+
+    def progress(done: int, total: int) -> None:
+        report("tracing", done / total)
+
+    return record_trace(model, data, progress=progress)
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _trace(store: Store, row: JobRow, report: Report, stop: Callable[[], bool]) -> Mapping[str, Any]:

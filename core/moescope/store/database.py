@@ -114,13 +114,13 @@ class Database:
         found = self._select(f"SELECT * FROM {kind.TABLE} WHERE id = ?", (id,))
         return _decode(kind, found[0]) if found else None
 
-    def all(self, kind: type[R], **where: Any) -> list[R]:
+    def all(self, kind: type[R], /, **where: Any) -> list[R]:
         """Rows whose columns equal `where` (a collection: any of these), oldest first."""
         clause, values = _where(where)
         rows = self._select(f"SELECT * FROM {kind.TABLE}{clause} ORDER BY created, rowid", values)
         return [_decode(kind, row) for row in rows]
 
-    def update(self, kind: type[Row], id: str, *, where: dict[str, Any] | None = None, **values: Any) -> bool:
+    def update(self, kind: type[Row], id: str, /, *, where: dict[str, Any] | None = None, **values: Any) -> bool:
         """Change columns of one row if it still fulfils `where`; says whether it did."""
         clause, conditions = _where({"id": id, **(where or {})})
         changes = ", ".join(f"{name}=?" for name in values)
