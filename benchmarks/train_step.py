@@ -99,9 +99,8 @@ def main() -> None:
             if index >= 2:
                 times[name].append(time.perf_counter() - started)
     ratios = [a / b for a, b in zip(times["moescope"], times["transformers Mixtral"], strict=True)]
-    print(
-        f"{BATCH} x {SEQ} tokens, d {WIDTH}, {LAYERS} layers, E {options.experts}, k 2, {torch.get_num_threads()} threads"
-    )
+    threads = torch.get_num_threads()
+    print(f"{BATCH} x {SEQ} tokens, d {WIDTH}, {LAYERS} layers, E {options.experts}, k 2, {threads} threads")
     for name, (model, _) in built.items():
         print(f"  {name:22s} {statistics.median(times[name]) * 1e3:8.1f} ms   {num_params(model):,} parameters")
     print(f"  ratio {statistics.median(ratios):.2f}   [{min(ratios):.2f} .. {max(ratios):.2f}]  n = {len(ratios)}")
