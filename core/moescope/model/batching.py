@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -13,9 +14,9 @@ from moescope.model.batch import IGNORED, Batch
 
 def sequences(tokens: TokenSet, max_seq: int) -> list[tuple[int, int]]:
     """(start, length) of consecutive chunks of at most `max_seq` tokens that cover every token once, in order."""
-    starts = np.flatnonzero(np.diff(tokens.doc, prepend=-1))
+    edges = [*np.flatnonzero(np.diff(tokens.doc, prepend=-1)).tolist(), tokens.num_tokens]
     chunks: list[tuple[int, int]] = []
-    for start, end in zip(starts.tolist(), [*starts[1:].tolist(), tokens.num_tokens], strict=True):
+    for start, end in pairwise(edges):
         chunks.extend((at, min(max_seq, end - at)) for at in range(start, end, max_seq))
     return chunks
 

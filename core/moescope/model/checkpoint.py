@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -16,12 +17,14 @@ from torch import Tensor
 
 from moescope.config import dump, parse
 from moescope.errors import InputError
+from moescope.files import read_header, read_json, shown, usual_mode
 from moescope.model.config import ModelConfig
 from moescope.model.transformer import Transformer
 
 CHECKPOINT_VERSION: Final = 1
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
-_MAX_JSON: Final = 64 << 20
+_MAX_TOKENIZER: Final = 64 << 20
+_FLOATS: Final = ("F32", "BF16", "F16", "F64")
 
 
 def save_checkpoint(
@@ -43,26 +46,36 @@ def save_checkpoint(
         raise InputError(f"{target.name} exists and is not a moescope checkpoint, so it is not overwritten.")
     plain = {"moescope_checkpoint": CHECKPOINT_VERSION, "model": dump(model.config), "card": dict(card)}
     text = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)
-    staging = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.partial")
+    staging.mkdir(parents=True)
     try:
-        staging.mkdir()
         (staging / CONFIG).write_text(text + "\n", encoding="utf-8")
         save_file(_stored(model, dtype), staging / WEIGHTS, metadata={"format": "pt"})
+        usual_mode(staging / WEIGHTS)
         if tokenizer_json is not None:
             (staging / TOKENIZER).write_text(tokenizer_json, encoding="utf-8")
         if extra is not None:
             extra(staging)
-        for path in [*(item for item in staging.rglob("*") if item.is_file()), staging]:
+        for path in [*staging.rglob("*"), staging]:
             _sync(path)
-        if target.exists():
-            target.rename(old)
-        staging.rename(target)
-        _sync(target.parent)
+        _put(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def _put(staging: Path, target: Path) -> None:
+    """Rename `staging` to `target`; a folder that stands there is moved aside first, and back if the rename fails."""
+    old = staging.with_suffix(".old")
+    if target.exists():
+        target.rename(old)
+    try:
+        staging.rename(target)
+    except BaseException:
+        if old.exists():
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    _sync(target.parent)
 
 
 def _stored(model: Transformer, dtype: torch.dtype | None) -> dict[str, Tensor]:
@@ -83,30 +96,20 @@ def _sync(path: Path) -> None:
 
 def read_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
     """The model's configuration and the card, without reading a weight. Raises `InputError`."""
-    path = Path(folder) / CONFIG
-    plain = _read_json(path)
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder.name} is not a moescope checkpoint: it has no {CONFIG}.")
+    plain = read_json(folder / CONFIG)
     version = plain.get("moescope_checkpoint") if isinstance(plain, dict) else None
     if version is None:
-        raise InputError(f"{path.parent.name} is not a moescope checkpoint: config.json lacks `moescope_checkpoint`.")
+        raise InputError(f"{folder.name} is not a moescope checkpoint: {CONFIG} lacks `moescope_checkpoint`.")
     if version != CHECKPOINT_VERSION:
-        raise InputError(
-            f"{path.parent.name} is a checkpoint of version {version!r}; this release reads {CHECKPOINT_VERSION}."
-        )
+        read = f"this release reads {CHECKPOINT_VERSION}"
+        raise InputError(f"{folder.name} is a checkpoint of version {shown(version)}; {read}.")
     model, card = plain.get("model"), plain.get("card", {})
     if not isinstance(model, dict) or not isinstance(card, dict):
-        raise InputError(f"{path.parent.name}: `model` and `card` in config.json must be tables.")
+        raise InputError(f"{folder.name}: `model` and `card` in {CONFIG} must be tables.")
     return parse(ModelConfig, model), card
-
-
-def _read_json(path: Path) -> Any:
-    if not path.is_file():
-        raise InputError(f"{path.parent.name} is not a moescope checkpoint: it has no {path.name}.")
-    if path.stat().st_size > _MAX_JSON:
-        raise InputError(f"{path.name} is larger than {_MAX_JSON} bytes.")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path.parent.name}: config.json is not JSON: {error}.") from None
 
 
 def load_checkpoint(
@@ -114,48 +117,59 @@ def load_checkpoint(
 ) -> tuple[Transformer, str | None, dict[str, Any]]:
     """The model (in evaluation mode, weights as `dtype`; None: as stored), tokenizer.json's text, and the card.
 
-    Names and shapes are compared with the configuration before a weight is read. Raises `InputError` for a folder that
-    is not a checkpoint, tensors that do not fit, and weights that are not finite.
+    Names, shapes and dtypes are compared with the configuration before a weight is read or memory is taken. Raises
+    `InputError` for a folder that is not a checkpoint, tensors that do not fit, and weights that are not finite.
     """
     folder = Path(folder)
     config, card = read_config(folder)
+    tokenizer_json = _read_tokenizer(folder / TOKENIZER)
     with torch.device("meta"):
         model = Transformer(config, seed=None)
-    model.load_state_dict(_read_tensors(folder / WEIGHTS, model.state_dict(), dtype), assign=True)
+    wanted = model.state_dict()
+    _check_header(folder / WEIGHTS, wanted)
+    model.load_state_dict(_read_tensors(folder / WEIGHTS, wanted, dtype), assign=True)
     for index, layer in model.moe.items():
         if not bool(layer.alive_E.any()):
             raise InputError(f"{folder.name}: every expert of block {index} is dead.")
-    tokenizer = folder / TOKENIZER
-    return model.eval(), tokenizer.read_text(encoding="utf-8") if tokenizer.is_file() else None, card
+    return model.eval(), tokenizer_json, card
+
+
+def _read_tokenizer(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        content = file.read(_MAX_TOKENIZER + 1)
+    if len(content) > _MAX_TOKENIZER:
+        raise InputError(f"{path.name} is larger than the {_MAX_TOKENIZER:,} bytes allowed for it.")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"{path.name} is not UTF-8.") from None
+
+
+def _check_header(path: Path, wanted: Mapping[str, Tensor]) -> None:
+    present = read_header(path).tensors
+    for name in sorted(set(present) ^ set(wanted)):
+        fault = "is missing" if name in wanted else f"does not belong to the model that {CONFIG} describes"
+        raise InputError(f"{path.name}: tensor {shown(name)} {fault}.")
+    for name, expected in wanted.items():
+        entry = present[name]
+        if entry.shape != tuple(expected.shape):
+            of = f"{CONFIG} makes it {list(expected.shape)}"
+            raise InputError(f"{path.name}: tensor {name!r} has shape {list(entry.shape)}, {of}.")
+        allowed = _FLOATS if expected.is_floating_point() else ("BOOL",)
+        if entry.dtype not in allowed:
+            raise InputError(f"{path.name}: tensor {name!r} is {entry.dtype}, expected {' or '.join(allowed)}.")
 
 
 def _read_tensors(path: Path, wanted: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    name = f"{path.parent.name}/{path.name}"
-    if not path.is_file():
-        raise InputError(f"{path.parent.name} has no {path.name}.")
-    try:
-        file = safe_open(path, framework="pt")
-    except Exception as error:
-        raise InputError(f"{name} is not a safetensors file: {error}.") from None
-    with file:
-        present = set(file.keys())  # type: ignore[no-untyped-call]
-        for key in sorted(present ^ set(wanted)):
-            fault = "is missing" if key in wanted else "does not belong to the model that config.json describes"
-            raise InputError(f"{name}: tensor {key!r} {fault}.")
-        for key, expected in wanted.items():
-            shape = tuple(file.get_slice(key).get_shape())  # type: ignore[no-untyped-call]
-            if shape != tuple(expected.shape):
-                raise InputError(f"{name}: tensor {key!r} has shape {shape}, config.json says {tuple(expected.shape)}.")
+    tensors: dict[str, Tensor] = {}
+    with safe_open(path, framework="pt") as file:
         read: Callable[[str], Tensor] = file.get_tensor
-        return {key: _checked(name, key, read(key), expected, dtype) for key, expected in wanted.items()}
-
-
-def _checked(file: str, name: str, tensor: Tensor, expected: Tensor, dtype: torch.dtype | None) -> Tensor:
-    if tensor.is_floating_point() != expected.is_floating_point():
-        raise InputError(f"{file}: tensor {name!r} is {tensor.dtype}, expected {expected.dtype}.")
-    if not tensor.is_floating_point():
-        return tensor.to(expected.dtype, copy=True)
-    if not bool(torch.isfinite(tensor).all()):
-        raise InputError(f"{file}: tensor {name!r} holds values that are not finite.")
-    keep = torch.float32 if ".router." in name else dtype
-    return tensor.to(keep or tensor.dtype, copy=True)
+        for name, expected in wanted.items():
+            tensor = read(name)
+            if not bool(torch.isfinite(tensor).all()):
+                raise InputError(f"{path.name}: tensor {name!r} holds values that are not finite.")
+            floats = torch.float32 if ".router." in name else dtype or tensor.dtype
+            tensors[name] = tensor.to(floats if expected.is_floating_point() else torch.bool, copy=True)
+    return tensors

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from moescope.config import Config
@@ -28,8 +27,8 @@ class LoadBalance(Objective):
 
     def __call__(self, record: LayerRecord) -> Tensor:
         routing = record.routing
-        wanted_N = routing.wanted_TK.flatten().float()
-        count_E = torch.zeros_like(routing.probs_TE[0]).scatter_add(0, routing.expert_TK.flatten(), wanted_N)
+        wanted_N = routing.wanted_TK.flatten().to(routing.probs_TE.dtype)
+        count_E = wanted_N.new_zeros(routing.num_experts).scatter_add(0, routing.expert_TK.flatten(), wanted_N)
         f_E = count_E / count_E.sum().clamp_min(1.0)
         valid_T1 = routing.valid_T[:, None]
         P_E = routing.probs_TE.where(valid_T1, 0.0).sum(dim=0) / valid_T1.sum().clamp_min(1)

@@ -41,7 +41,7 @@ def only_alive(scores_TE: Tensor, alive_E: Tensor) -> Tensor:
 
 def capacity(factor: float, num_tokens: Tensor | int, alive_E: Tensor) -> Tensor:
     """ceil(factor * tokens / alive experts), at least 1, as an int64 scalar tensor (nothing waits for the device)."""
-    exact = factor * torch.as_tensor(num_tokens, dtype=torch.float64, device=alive_E.device) / alive_E.sum()
+    exact = num_tokens * (factor / alive_E.sum().double())
     return (exact - 1e-9).ceil().clamp_min(1).long()
 
 
