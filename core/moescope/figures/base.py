@@ -83,18 +83,17 @@ def expert_names(experts: Iterable[int]) -> list[str]:
 
 
 def ratio_limit(value: np.ndarray) -> float:
-    """Where a scale of log2 ratios ends: the next of 2, 4, 8, 16 times; what lies beyond 16 times is drawn as 16."""
-    finite = np.abs(value[np.isfinite(value)])
-    return next((x for x in (1.0, 2.0, 3.0, 4.0) if finite.max(initial=0) <= x), 4.0)
+    """Where a scale of log2 ratios ends: 2, 4 or 8 times, the first that holds the largest. Beyond it counts as it."""
+    largest = float(value[np.isfinite(value)].max(initial=0.0))
+    return next((x for x in (1.0, 2.0, 3.0) if largest <= x), 3.0)
 
 
 def ratio_colorbar(limit: float, title: str) -> dict[str, Any]:
     """A colour bar for log2 of a ratio over [-limit, limit], with the ratios themselves as ticks."""
-    steps = [x for x in (-4, -3, -2, -1, -0.5, 0, 0.5, 1, 2, 3, 4) if abs(x) <= limit + 1e-9]
-    if limit >= 2:
-        steps = [x for x in steps if x == int(x)]
-    text = [f"{2.0**x:.2g}×" if x > -1 else f"1/{2 ** round(-x)}" for x in steps]
+    steps = np.arange(-limit, limit + 1) if limit > 1 else np.array([-1, -0.5, 0, 0.5, 1])
+    words = [f"{2.0**x:.2g}×" if x > -1 else f"1/{2 ** round(-x)}" for x in steps]
+    words[0], words[-1] = f"≤ {words[0]}", f"≥ {words[-1]}"
     return {
-        "title": {"text": title, "side": "right"}, "tickvals": steps, "ticktext": text, "thickness": 10, "ticks": "",
-        "outlinewidth": 0, "len": 1.0, "xpad": 4, "ypad": 0,
+        "title": {"text": title, "side": "right"}, "tickvals": steps.tolist(), "ticktext": words, "thickness": 10,
+        "ticks": "", "outlinewidth": 0, "len": 1.0, "xpad": 4, "ypad": 0,
     }  # fmt: skip

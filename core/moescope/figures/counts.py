@@ -26,7 +26,7 @@ MIN_COUNT = 5
 
 @dataclass(frozen=True)
 class Load:
-    """Assignments per alive expert of one layer. `std` is the null's standard deviation of a load; its mean is 1 / E."""
+    """Assignments per alive expert of one layer. `std`: of a load under the null, whose mean is 1 / E."""
 
     expert_E: np.ndarray
     count_E: np.ndarray

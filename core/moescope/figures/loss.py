@@ -13,7 +13,7 @@ from moescope.figures.base import axis, figure
 from moescope.figures.palette import CATEGORICAL, NEUTRAL
 from moescope.figures.wording import number
 
-SMOOTHING = 0.95
+SMOOTHING = 0.9
 
 
 def current(events: Iterable[Event], kind: str) -> list[Event]:

@@ -16,8 +16,8 @@ from moescope.metrics.view import alive_experts
 from moescope.trace.schema import Trace
 
 CATEGORICAL: Final[tuple[str, ...]] = (
-    "#eb9900", "#0014ff", "#00b8ff", "#a3000a", "#7a8f70", "#8f708f", "#005c5c", "#5c7aeb", "#ff2952", "#a3008f",
-    "#a36600", "#cca3b8", "#f50ac2", "#70473d", "#008547", "#47a399", "#99b870", "#c23370", "#eb85d6", "#d6708f",
+    "#b80a00", "#00b8d6", "#c2ad14", "#7000f5", "#00665c", "#f55299", "#857a5c", "#5c7ae0", "#a3335c", "#85ad70",
+    "#665285", "#ad7000", "#a38fad", "#526633", "#ad52ad", "#009985", "#e099a3", "#d63347", "#a38fff", "#855c70",
 )  # fmt: skip
 """In order of use: any first n of them are chosen to lie far apart."""
 
@@ -35,9 +35,9 @@ HIGHLIGHTED: Final = 8
 """Beyond `MAX_DISTINCT` experts this many, the most used, keep a colour until the reader picks others."""
 
 SEQUENTIAL: Final[tuple[tuple[float, str], ...]] = (
-    (0.0, "#3c4d6e"), (0.25, "#5f636e"), (0.5, "#7f7c75"), (0.75, "#a59c74"), (1.0, "#cdbf62"),
+    (0.0, "#3e4989"), (0.2, "#31688e"), (0.4, "#26828e"), (0.6, "#1f9e89"), (0.8, "#35b779"), (1.0, "#55c467"),
 )  # fmt: skip
-"""The middle of cividis (Nunez, Anderton and Renslow 2018): monotone in lightness, readable on white and near-black."""
+"""The middle of viridis (Smith and van der Walt 2015): monotone in lightness, readable on white and near-black."""
 
 DIVERGING: Final[tuple[tuple[float, str], ...]] = (
     (0.0, "rgba(26,94,201,1)"),
@@ -55,7 +55,7 @@ def expert_colours(n: int) -> list[str]:
 
 
 def label_colours(values: Sequence[str]) -> list[str]:
-    """One hex colour per value of a label, grey from the 21st on. Unlabelled is no value: it is hollow and `NEUTRAL`."""
+    """One hex colour per value of a label, grey from the 21st on. Unlabelled is no value: hollow, and `NEUTRAL`."""
     return [CATEGORICAL[i] if i < MAX_DISTINCT else NEUTRAL for i in range(len(values))]
 
 

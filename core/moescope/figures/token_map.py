@@ -11,10 +11,11 @@ import plotly.graph_objects as go
 
 from moescope.errors import InputError
 from moescope.figures.base import ProjectionLike, axis, figure
-from moescope.figures.counts import confidence, document_names, get_label, get_layer
+from moescope.figures.counts import confidence, get_label, get_layer
+from moescope.figures.hover import token_hovers
 from moescope.figures.palette import NEUTRAL, SEQUENTIAL, label_colours, layer_colours
 from moescope.figures.sampling import stratified
-from moescope.figures.wording import context, escape, number, shown_token, token_name
+from moescope.figures.wording import escape, number
 from moescope.trace.schema import LayerTrace, Trace
 
 MAX_LEGEND = 20
@@ -40,7 +41,7 @@ def token_map(
     max_points: int = 12_000,
     seed: int = 0,
     text: bool = True,
-    webgl: bool = True,
+    webgl: bool = False,
 ) -> go.Figure:
     """Scatter of the sampled tokens' router inputs in the plane, one trace per category.
 
@@ -48,15 +49,16 @@ def token_map(
     projection: positions of `trace.sample`'s tokens; None computes PCA.
     max_points: more tokens than this are thinned, stratified by expert, and the figure says so.
     text:       False leaves token text out of the hover, for a page that has it already.
-    webgl:      False draws SVG, for where WebGL is not to be had.
+    webgl:      draw with WebGL, for very many points. It compiles its drawing commands at run time and shows nothing
+                under a Content-Security-Policy without 'unsafe-eval', so the page draws SVG (12,000 points in 0.5 s).
 
     Raises `InputError` for a trace without hidden vectors, an unknown layer or colour, or a projection of other tokens.
     """
     traced = get_layer(trace, layer)
     if trace.sample is None or traced.hidden_nd is None:
         raise InputError(
-            f"This trace kept no hidden vectors of layer {layer}, so there is nothing to place on a map; record it with "
-            "a sample of tokens."
+            f"This trace kept no hidden vectors of layer {layer}, so there is nothing to place on a map; record it "
+            "with a sample of tokens."
         )
     placed = projection if projection is not None else _pca(traced)
     if placed.xy.shape != (len(trace.sample), 2):
@@ -66,7 +68,7 @@ def token_map(
     top_n = traced.top1_T[trace.sample]
     keep = stratified(top_n, max_points, seed)
     token, xy, top = trace.sample[keep].astype(np.int32), placed.xy[keep], top_n[keep]
-    hover = np.array(_hovers(trace, traced, layer, token) if text else [""] * len(token), dtype=object)
+    hover = np.array(token_hovers(trace, traced, token) if text else [""] * len(token), dtype=object)
     kind = go.Scattergl if webgl else go.Scatter
     size = 7 if len(token) <= 2500 else 5 if len(token) <= 6000 else 4
     traces: list[Any] = []
@@ -137,34 +139,8 @@ def _marker(traced: LayerTrace, group: _Group, token: np.ndarray, size: int, col
         bar = {"title": {"text": name, "side": "right"}, "thickness": 10, "outlinewidth": 0, "ticks": ""}
         scale = {"colorscale": SEQUENTIAL, "colorbar": bar, "showscale": True}
         return {"color": value[token].astype(np.float32), "size": size, "opacity": 0.85} | scale
-    symbol = {"symbol": "circle-open"} if group.hollow else {}
-    return {"color": group.color, "size": size, "opacity": 0.85, "line": {"width": 0}} | symbol
-
-
-def _hovers(trace: Trace, traced: LayerTrace, layer: int, token: np.ndarray) -> list[str]:
-    documents, value, name = document_names(trace), *confidence(traced)
-    hovers = []
-    for index in token.tolist():
-        before, after = context(trace, index, 28, 18)
-        sent = traced.wanted_TK[index]
-        experts = ", ".join(
-            f"E{e} {g:.2f}" + ("" if s else " dropped")
-            for e, g, s in zip(
-                traced.expert_TK[index][sent], traced.gate_TK[index][sent], traced.sent_TK[index][sent], strict=True
-            )
-        )
-        said = " · ".join(
-            f"{escape(label)} {escape(labels.names[labels.codes[index]])}"
-            for label, labels in trace.labels.items()
-            if labels.codes[index] >= 0
-        )
-        hovers.append(
-            f"{escape(before)}<b>{escape(shown_token(token_name(trace, index)))}</b>{escape(after)}<br>"
-            f"L{layer}: {experts or 'no expert'}<br>{name} {value[index]:.2f}<br>"
-            + (f"{said}<br>" if said else "")
-            + f"{escape(documents[int(trace.doc[index])])}, token {number(index)}"
-        )
-    return hovers
+    style = {"symbol": "circle-open", "line": {"width": 1.2}} if group.hollow else {"line": {"width": 0}}
+    return {"color": group.color, "size": size, "opacity": 0.85} | style
 
 
 def _legend_title(color: str) -> str:
@@ -175,8 +151,8 @@ def _caption(traced: LayerTrace, layer: int, color: str, placed: ProjectionLike,
     named = {"expert": "each token's best expert", "confidence": f"the {confidence(traced)[1]}"}
     return (
         f"Router inputs of layer {layer} (the vectors that were routed), n = {number(shown)} of {number(total)} "
-        f"tokens, placed by {placed.method.upper()}; trustworthiness {placed.trustworthiness:.2f} (1 = neighbours on the "
-        f"map are neighbours in the model). Colour: {named.get(color, f'the label {color}')}."
+        f"tokens, placed by {placed.method.upper()}; trustworthiness {placed.trustworthiness:.2f} (1 = neighbours on "
+        f"the map are neighbours in the model). Colour: {named.get(color, f'the label {color}')}."
     )
 
 

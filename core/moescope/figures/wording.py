@@ -44,23 +44,29 @@ def patch_side(trace: Trace, doc: int) -> int:
     return side if side * side == last - first else 0
 
 
-def context(trace: Trace, index: int, before: int = 40, after: int = 30) -> tuple[str, str]:
-    """Text before and after one token inside its document, at most so many bytes; empty for what is not text."""
-    if trace.start is None or trace.end is None:
-        return "", ""
-    first, last = np.searchsorted(trace.doc, [trace.doc[index], trace.doc[index] + 1])
-    start, end = int(trace.start[index]), int(trace.end[index])
-    low = max(int(trace.start[first]), start - before)
-    high = min(int(trace.end[last - 1]), end + after)
-    # A cut may fall inside a character: drop its broken bytes at the cut, and only there.
-    left = trace.text[low:start]
-    while left and low > int(trace.start[first]) and left[0] & 0xC0 == 0x80:
-        left = left[1:]
-    right = trace.text[end:high]
-    while right and high < int(trace.end[last - 1]) and trace.text[high] & 0xC0 == 0x80:
-        high -= 1
-        right = trace.text[end:high]
-    return left.decode("utf-8", errors="replace"), right.decode("utf-8", errors="replace")
+class Contexts:
+    """The text around tokens, inside their documents. Made once per trace, asked once per token."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._text = trace.text
+        self._starts: list[int] = [] if trace.start is None else trace.start.tolist()
+        self._ends: list[int] = [] if trace.end is None else trace.end.tolist()
+        new = np.flatnonzero(np.diff(trace.doc, prepend=-1))
+        self._first = np.repeat(new, np.diff(new, append=trace.num_tokens)).tolist()
+        self._last = np.repeat(np.append(new[1:], trace.num_tokens) - 1, np.diff(new, append=trace.num_tokens)).tolist()
+
+    def around(self, index: int, before: int = 40, after: int = 30) -> tuple[str, str]:
+        """At most so many bytes before and after one token, cut between characters; empty for what is not text."""
+        if not self._starts:
+            return "", ""
+        text, start, end = self._text, self._starts[index], self._ends[index]
+        first, last = self._starts[self._first[index]], self._ends[self._last[index]]
+        low, high = max(first, start - before), min(last, end + after)
+        while first < low < start and text[low] & 0xC0 == 0x80:
+            low += 1
+        while end < high < last and text[high] & 0xC0 == 0x80:
+            high -= 1
+        return text[low:start].decode("utf-8", errors="replace"), text[end:high].decode("utf-8", errors="replace")
 
 
 def number(value: int) -> str:

@@ -9,7 +9,7 @@ from scipy import stats
 
 from moescope.errors import InputError
 from moescope.figures.counts import MIN_COUNT, document_names, get_layer, label_counts, layer_load, lift
-from moescope.figures.wording import context, token_name
+from moescope.figures.wording import Contexts, token_name
 from moescope.metrics.view import alive_experts
 from moescope.trace.schema import LayerTrace, Trace
 
@@ -22,9 +22,9 @@ def expert_card(trace: Trace, layer: int, expert: int) -> dict[str, Any]:
     load, load_null, load_null_std: share of assignments; even routing's mean 1 / E and its standard deviation.
     assignments, dropped, n: assignments of the expert, how many were dropped, tokens of the trace.
     entropy (nats), mean_gate: means over the expert's tokens; None where it has none.
-    top_tokens: token types seen at least `MIN_COUNT` times, by lift: `share` of the `of` occurrences that came here,
+    top_tokens: types seen at least `MIN_COUNT` times, by lift: `share` of the `of` occurrences that came here,
       `null` the share of all tokens that did, `lift` log2 of their ratio with one pseudo-count. Those that are more than
-      chance come first, `significant`: binomial, Benjamini and Hochberg at 5 % over all types seen often enough.
+      chance come first, `significant`: binomial, Benjamini and Hochberg at 5 % over those types.
     contexts: tokens with the largest gates; ties go to the sharper distribution, then to the earlier token.
     labels: per value, `share` of the expert's labelled assignments, `base` share of all, `lift` in bits or None.
     partners: P(other expert | this one) within a token's choice; `null` draws the other slots by load.
@@ -93,7 +93,7 @@ def _top_tokens(trace: Trace, token_A: np.ndarray, gate_A: np.ndarray) -> list[d
 
 
 def _clear(count_N: np.ndarray, seen_N: np.ndarray, base: float) -> np.ndarray:
-    """bool [N]: types that come here more often than chance, by the one-sided binomial at a false discovery rate of 5 %."""
+    """bool [N]: types that come here more often than chance: one-sided binomial, false discovery rate 5 %."""
     clear = np.zeros(count_N.size, bool)
     tested = np.flatnonzero(seen_N >= MIN_COUNT)
     if tested.size:
@@ -103,10 +103,10 @@ def _clear(count_N: np.ndarray, seen_N: np.ndarray, base: float) -> np.ndarray:
 
 
 def _contexts(trace: Trace, traced: LayerTrace, token_A: np.ndarray, gate_A: np.ndarray) -> list[dict[str, Any]]:
-    names, found, said = document_names(trace), [], set()
+    names, around, found, said = document_names(trace), Contexts(trace), [], set()
     for at in np.lexsort((token_A, traced.entropy_T[token_A], -gate_A)).tolist():
         token = int(token_A[at])
-        before, after = context(trace, token)
+        before, after = around.around(token)
         text = token_name(trace, token)
         if trace.meta.kind != "text":
             before = f"{names[int(trace.doc[token])]}: "

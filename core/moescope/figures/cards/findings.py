@@ -174,7 +174,7 @@ def _load_entry(
 def _nothing(trace: Trace, tested: int, measurements: Sequence[Measurement]) -> dict[str, Any]:
     layer, _ = defaults(trace, measurements)
     why = (
-        f"none of {number(tested)} pairs of an expert and a label's value passes for effect, significance and replication"
+        f"none of {number(tested)} pairs of an expert and a label's value passes effect, significance and replication"
         if tested
         else "too few tokens carry labels to compare experts"
     )
