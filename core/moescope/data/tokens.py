@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -66,31 +67,38 @@ def take(tokens: TokenSet, first: int, last: int) -> TokenSet:
 
 
 def split(tokens: TokenSet, held_out: float = 0.1, seed: int = 0) -> tuple[TokenSet, TokenSet]:
-    """Training and held-out documents. Windows of one file stay together unless there is only one file.
+    """Training and held-out documents. Windows of one file stay together, unless it is over a quarter of its group.
 
     Files are drawn by a hash of their names and the seed, in equal shares from every group of documents (`GROUPS`),
     until they hold at least the share `held_out` of the tokens; both parts get at least one. Raises `InputError` for
     a single document.
     """
-    names = [str(name) for name in tokens.source.get("documents") or range(tokens.num_docs)]
-    file = [source_of(name) for name in names]
-    if len(set(file)) < 2:
-        file = [f"{index}\0{name}" for index, name in enumerate(names)]
-    if len(set(file)) < 2:
+    if tokens.num_docs < 2:
         raise InputError(
             "There is a single document, so that none can be held out: give more text, or shorter documents."
         )
-    size: dict[str, int] = dict.fromkeys(file, 0)
-    for index, count in enumerate(np.bincount(tokens.doc, minlength=tokens.num_docs)):
-        size[file[index]] += int(count)
+    count = np.bincount(tokens.doc, minlength=tokens.num_docs)
+    units = _units(tokens, count)
     wanted, out, total = held_out * tokens.num_tokens, set[str](), 0
-    for name in _in_shares(size, dict(zip(reversed(file), reversed(_groups(tokens)), strict=True)), seed)[:-1]:
+    for name, size in _in_shares(units, _groups(tokens), count, seed)[:-1]:
         if out and total >= wanted:
             break
         out.add(name)
-        total += size[name]
-    held = np.array([name in out for name in file])
+        total += size
+    held = np.array([name in out for name in units])
     return select(tokens, np.flatnonzero(~held)), select(tokens, np.flatnonzero(held))
+
+
+def _units(tokens: TokenSet, count: np.ndarray) -> list[str]:
+    """A name per document; documents of one name are held out together."""
+    names = [str(name) for name in tokens.source.get("documents") or range(tokens.num_docs)]
+    file, group = [source_of(name) for name in names], _groups(tokens)
+    of_file, of_group = Counter[tuple[int, str]](), Counter[int]()
+    for index, size in enumerate(count.tolist()):
+        of_file[group[index], file[index]] += size
+        of_group[group[index]] += size
+    large = [4 * of_file[key] > of_group[key[0]] for key in zip(group, file, strict=True)]
+    return [f"{names[i]}\0{i}" if large[i] else file[i] for i in range(tokens.num_docs)]
 
 
 def _groups(tokens: TokenSet) -> list[int]:
@@ -103,21 +111,22 @@ def _groups(tokens: TokenSet) -> list[int]:
     return [0] * tokens.num_docs
 
 
-def _in_shares(size: dict[str, int], group: dict[str, int], seed: int) -> list[str]:
-    """Files in an order whose every beginning holds about the same share of the tokens of each group."""
+def _in_shares(units: list[str], groups: list[int], count: np.ndarray, seed: int) -> list[tuple[str, int]]:
+    """Units and their sizes, in an order whose every beginning holds about the same share of each group's tokens."""
 
     def key(name: str) -> bytes:
         return hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest()
 
-    whole: dict[int, int] = {}
-    for name, count in size.items():
-        whole[group[name]] = whole.get(group[name], 0) + count
-    place, before = {}, dict.fromkeys(whole, 0.0)
+    size, whole, group = Counter[str](), Counter[int](), dict[str, int]()
+    for name, code, tokens in zip(units, groups, count.tolist(), strict=True):
+        code = group.setdefault(name, code)
+        size[name] += tokens
+        whole[code] += tokens
+    place, before = dict[str, float](), Counter[int]()
     for name in sorted(size, key=key):
-        code = group[name]
-        place[name] = (before[code] + size[name] / 2) / max(whole[code], 1)
-        before[code] += size[name]
-    return sorted(size, key=lambda name: (place[name], key(name)))
+        place[name] = (before[group[name]] + size[name] / 2) / max(whole[group[name]], 1)
+        before[group[name]] += size[name]
+    return [(name, size[name]) for name in sorted(size, key=lambda name: (place[name], key(name)))]
 
 
 def content_hash(tokens: TokenSet) -> str:

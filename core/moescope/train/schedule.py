@@ -12,6 +12,6 @@ def learning_rate(step: int, *, peak: float, warmup: int, steps: int, final: flo
     reach at `steps` (Loshchilov & Hutter, 1608.03983, Eq. 5 without restarts).
     """
     if step < warmup:
-        return peak * (step + 1) / warmup
+        return peak * ((step + 1) / warmup)
     share = min(1.0, (step - warmup) / max(1, steps - warmup))
     return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * share)))
