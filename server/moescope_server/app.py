@@ -19,7 +19,7 @@ from moescope_server.device import probe
 from moescope_server.frontend import add_frontend, find_frontend
 from moescope_server.hub import EventHub
 from moescope_server.jobs import JobRunner
-from moescope_server.routes import catalogue, checkpoints, events, figures, info, jobs, runs, traces
+from moescope_server.routes import catalogue, checkpoints, events, figures, info, jobs, runs, selection, traces
 from moescope_server.security import HEADERS, Gate
 from moescope_server.settings import Settings
 from moescope_server.traces import TraceCache
@@ -29,6 +29,7 @@ ROUTERS = (
     info.router,
     checkpoints.router,
     traces.router,
+    selection.router,
     figures.router,
     runs.router,
     catalogue.router,
