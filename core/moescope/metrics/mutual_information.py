@@ -65,7 +65,7 @@ class MutualInformation(Metric):
     tensor = "layer.{layer}.experts"
     source = "Shannon 1948; adjustment for chance as in Vinh et al. 2010, Eq. 4"
     details: ClassVar[Mapping[str, str]] = {
-        "corrected": "value minus null mean; cautious for a strong label of documents, whose shuffles differ more than its own documents",
+        "corrected": "value minus null mean; cautious where a document label matters: shuffled documents differ more",
         "label_entropy": "H(Y) in nats over the labelled tokens, the most the value can be",
         "normalised": "value / H(Y)",
         "normalised_null": "null mean / H(Y)",
