@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -12,19 +12,6 @@ from moescope.figures.wording import escape
 
 TRANSPARENT = "rgba(0,0,0,0)"
 GRID = "rgba(133,139,148,0.22)"
-
-
-class ProjectionLike(Protocol):
-    """Positions of `trace.sample`'s tokens in the plane, and how far to believe them."""
-
-    @property
-    def xy(self) -> np.ndarray: ...
-
-    @property
-    def method(self) -> str: ...
-
-    @property
-    def trustworthiness(self) -> float: ...
 
 
 def figure(
@@ -63,18 +50,30 @@ def figure(
 
 def axis(title: str | None = None, **options: Any) -> dict[str, Any]:
     """An axis that makes room for its own labels and draws a faint grid readable in light and dark."""
-    made: dict[str, Any] = {"automargin": True, "gridcolor": GRID, "zeroline": False, "ticks": "", "showline": False}
+    made: dict[str, Any] = {"automargin": True, "gridcolor": GRID, "zeroline": False, "showline": False}
+    made |= {"ticks": "outside", "ticklen": 3, "tickcolor": TRANSPARENT}
     if title is not None:
         made["title"] = {"text": title, "standoff": 6}
     return made | options
 
 
 def category_axis(title: str, names: Sequence[str], **options: Any) -> dict[str, Any]:
-    """An axis of category strings in the given order, without a grid."""
+    """An axis of category strings in the given order, without a grid; ticks show the names literally."""
     fixed = {"type": "category", "categoryorder": "array", "categoryarray": list(names), "showgrid": False}
     if any(escape(name) != name for name in names):
         fixed |= {"tickmode": "array", "tickvals": list(names), "ticktext": [escape(name) for name in names]}
     return axis(title, **fixed, **options)
+
+
+def expert_axis(names: Sequence[str], **options: Any) -> dict[str, Any]:
+    """The axis of the experts; of many, every second, fifth, tenth ... is named, upright."""
+    step = next(x for x in (1, 2, 5, 10, 20, 50, 100, 1000) if len(names) <= 16 * x)
+    return category_axis("expert", names, tickmode="array", tickvals=list(names[::step]), tickangle=0, **options)
+
+
+def cell_gap(columns: int) -> int:
+    """Pixels between the cells of a heat-map."""
+    return 1 if columns <= 40 else 0
 
 
 def expert_names(experts: Iterable[int]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from moescope.figures.base import axis, category_axis, expert_names, figure
+from moescope.figures.base import axis, expert_axis, expert_names, figure
 from moescope.figures.counts import get_layer, layer_load
 from moescope.figures.palette import BAND, NEUTRAL, layer_colours
 from moescope.figures.wording import number, percent, ratio
@@ -46,11 +46,11 @@ def expert_load(trace: Trace, layer: int) -> go.Figure:
         caption=(
             f"Share of the {number(load.assignments)} assignments that each expert of layer {layer} takes "
             f"(n = {number(load.tokens)} tokens, {_dropped(load.dropped, load.assignments)}). Dotted: an even share, "
-            f"{percent(even)}; the band is two standard deviations of even routing of independent tokens."
+            f"{100 * even:.3g} %; the band is two standard deviations of even routing of independent tokens."
         ),
         shown=load.tokens,
         total=load.tokens,
-        xaxis=category_axis("expert", names),
+        xaxis=expert_axis(names),
         yaxis=axis("share of assignments", tickformat=".0%", rangemode="tozero"),
         shapes=[
             band | {"y0": max(even - 2 * load.std, 0), "y1": even + 2 * load.std},

@@ -9,7 +9,15 @@ import numpy as np
 import plotly.graph_objects as go
 
 from moescope.errors import InputError
-from moescope.figures.base import category_axis, expert_names, figure, ratio_colorbar, ratio_limit
+from moescope.figures.base import (
+    category_axis,
+    cell_gap,
+    expert_axis,
+    expert_names,
+    figure,
+    ratio_colorbar,
+    ratio_limit,
+)
 from moescope.figures.counts import MIN_COUNT, get_label, get_layer, label_counts, lift
 from moescope.figures.palette import BLANK, DIVERGING, SEQUENTIAL
 from moescope.figures.wording import escape, number, percent, ratio
@@ -57,7 +65,7 @@ def label_expert(
     shown_VE = np.where(np.isnan(lift_VE), np.nan, lift_VE if mode == "lift" else share_VE)[rows]
     heat = go.Heatmap(
         x=columns, y=values, z=shown_VE, text=np.array(hover, dtype=object), hovertemplate="%{text}<extra></extra>",
-        xgap=1, ygap=1, meta={"role": "label_cells", "x": "expert", "y": "label", "label": label},
+        xgap=cell_gap(len(columns)), ygap=1, meta={"role": "label_cells", "x": "expert", "y": "label", "label": label},
         **_scale(mode, shown_VE),
     )  # fmt: skip
     blank = np.argwhere(np.isnan(shown_VE))
@@ -75,7 +83,7 @@ def label_expert(
         shown=int((labels.codes >= 0).sum()),
         total=trace.num_tokens,
         note=f"{rows.size} of {present.size} values, the most frequent" if rows.size < present.size else None,
-        xaxis=category_axis("expert", columns),
+        xaxis=expert_axis(columns),
         yaxis=category_axis(escape(label), values, autorange="reversed"),
     )
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
-from moescope.figures.base import category_axis, expert_names, figure, ratio_colorbar, ratio_limit
+from moescope.figures.base import (
+    category_axis,
+    cell_gap,
+    expert_axis,
+    expert_names,
+    figure,
+    ratio_colorbar,
+    ratio_limit,
+)
 from moescope.figures.counts import Load, layer_load
 from moescope.figures.palette import DIVERGING
 from moescope.figures.wording import number, percent, ratio
@@ -32,7 +40,7 @@ def layer_expert_load(trace: Trace) -> go.Figure:
     heat = go.Heatmap(
         x=columns, y=rows, z=value_LE, zmin=-limit, zmax=limit, colorscale=DIVERGING,
         colorbar=ratio_colorbar(limit, "load / even"), text=hover_LE, hovertemplate="%{text}<extra></extra>",
-        hoverongaps=False, xgap=1, ygap=1, meta={"role": "cells", "x": "expert", "y": "layer"},
+        hoverongaps=False, xgap=cell_gap(len(columns)), ygap=1, meta={"role": "cells", "x": "expert", "y": "layer"},
     )  # fmt: skip
     return figure(
         [heat],
@@ -45,7 +53,7 @@ def layer_expert_load(trace: Trace) -> go.Figure:
         ),
         shown=trace.num_tokens,
         total=trace.num_tokens,
-        xaxis=category_axis("expert", columns),
+        xaxis=expert_axis(columns),
         yaxis=category_axis("MoE layer", rows, autorange="reversed"),
     )
 

@@ -75,10 +75,10 @@ def loss(events: Iterable[Event], *, max_points: int = 4000) -> go.Figure:
     )  # fmt: skip
     mean = go.Scatter(
         x=step[keep], y=smooth(value)[keep], mode="lines", name="train, running mean",
-        line={"width": 2, "color": CATEGORICAL[0]}, hovertemplate=hover, meta=curve,
+        line={"width": 2, "color": CATEGORICAL[7]}, hovertemplate=hover, meta=curve,
     )  # fmt: skip
     evaluated = go.Scatter(
-        x=eval_step, y=eval_value, mode="lines+markers", name="held out", line={"width": 2, "color": CATEGORICAL[2]},
+        x=eval_step, y=eval_value, mode="lines+markers", name="held out", line={"width": 2, "color": CATEGORICAL[11]},
         marker={"size": 6}, hovertemplate=hover, meta=curve,
     )  # fmt: skip
     shown = len(keep)

@@ -40,11 +40,11 @@ SEQUENTIAL: Final[tuple[tuple[float, str], ...]] = (
 """The middle of viridis (Smith and van der Walt 2015): monotone in lightness, readable on white and near-black."""
 
 DIVERGING: Final[tuple[tuple[float, str], ...]] = (
-    (0.0, "rgba(26,94,201,1)"),
-    (0.25, "rgba(58,128,222,0.72)"),
+    (0.0, "rgba(30,98,206,0.96)"),
+    (0.25, "rgba(62,132,224,0.62)"),
     (0.5, "rgba(133,139,148,0.06)"),
-    (0.75, "rgba(226,126,20,0.72)"),
-    (1.0, "rgba(208,96,0,1)"),
+    (0.75, "rgba(232,134,30,0.74)"),
+    (1.0, "rgba(222,102,0,1)"),
 )
 """Blue below, orange above, fading into the page at the middle, so that it is read alike in light and dark."""
 

@@ -10,15 +10,14 @@ import numpy as np
 import plotly.graph_objects as go
 
 from moescope.errors import InputError
-from moescope.figures.base import ProjectionLike, axis, figure
+from moescope.figures.base import axis, figure
 from moescope.figures.counts import confidence, get_label, get_layer
 from moescope.figures.hover import token_hovers
-from moescope.figures.palette import NEUTRAL, SEQUENTIAL, label_colours, layer_colours
+from moescope.figures.palette import HIGHLIGHTED, MAX_DISTINCT, NEUTRAL, SEQUENTIAL, label_colours, layer_colours
 from moescope.figures.sampling import stratified
-from moescope.figures.wording import escape, number
+from moescope.figures.wording import escape, number, percent
+from moescope.projection.base import Projection
 from moescope.trace.schema import LayerTrace, Trace
-
-MAX_LEGEND = 20
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ def token_map(
     layer: int,
     *,
     color: str = "expert",
-    projection: ProjectionLike | None = None,
+    projection: Projection | None = None,
     max_points: int = 12_000,
     seed: int = 0,
     text: bool = True,
@@ -70,7 +69,7 @@ def token_map(
     token, xy, top = trace.sample[keep].astype(np.int32), placed.xy[keep], top_n[keep]
     hover = np.array(token_hovers(trace, traced, token) if text else [""] * len(token), dtype=object)
     kind = go.Scattergl if webgl else go.Scatter
-    size = 7 if len(token) <= 2500 else 5 if len(token) <= 6000 else 4
+    size = 7 if len(token) <= 800 else 5 if len(token) <= 4000 else 4
     traces: list[Any] = []
     for group in _groups(trace, traced, layer, color, token):
         at = np.flatnonzero(group.member)
@@ -84,12 +83,12 @@ def token_map(
                 meta={"role": "tokens", "group": group.key, "experts": top[at].tolist()},
             )
         )  # fmt: skip
-    if len(traces) > MAX_LEGEND + 1:
+    if len(traces) > MAX_DISTINCT + 1:
         for drawn in traces:
             drawn.showlegend = drawn.marker.color != NEUTRAL
     shown, sampled, total = len(token), len(trace.sample), trace.num_tokens
     return figure(
-        sorted(traces, key=lambda drawn: -len(drawn.customdata)),
+        sorted(traces, key=lambda drawn: (drawn.marker.color != NEUTRAL, -len(drawn.customdata))),
         name="token_map",
         layer=layer,
         title=f"Token map, layer {layer}",
@@ -100,16 +99,15 @@ def token_map(
         xaxis=axis(showgrid=False, showticklabels=False),
         yaxis=axis(showgrid=False, showticklabels=False, scaleanchor="x", scaleratio=1),
         dragmode="pan",
-        legend={"itemsizing": "constant", "tracegroupgap": 0, "title": {"text": _legend_title(color)}},
+        legend=_legend(color, sum(bool(drawn.showlegend) for drawn in traces)),
     )
 
 
-def _pca(traced: LayerTrace) -> ProjectionLike:
-    from moescope.projection import project
+def _pca(traced: LayerTrace) -> Projection:
+    from moescope.projection.projecting import project
 
     assert traced.hidden_nd is not None
-    placed: ProjectionLike = project(traced.hidden_nd, method="pca", seed=0, cache=None)
-    return placed
+    return project(traced.hidden_nd, "pca")
 
 
 def _groups(trace: Trace, traced: LayerTrace, layer: int, color: str, token: np.ndarray) -> Iterator[_Group]:
@@ -143,16 +141,26 @@ def _marker(traced: LayerTrace, group: _Group, token: np.ndarray, size: int, col
     return {"color": group.color, "size": size, "opacity": 0.85} | style
 
 
-def _legend_title(color: str) -> str:
-    return {"expert": "best expert", "confidence": ""}.get(color, escape(color))
+def _legend(color: str, entries: int) -> dict[str, Any]:
+    title = {"expert": "best expert", "confidence": ""}.get(color, escape(color))
+    made: dict[str, Any] = {"itemsizing": "constant", "tracegroupgap": 0, "title": {"text": title}}
+    if color == "expert" and entries > 10:
+        made["title"] |= {"side": "top"}
+        made |= {"orientation": "h", "x": 0, "y": -0.02, "yanchor": "top", "entrywidth": 26}
+    return made
 
 
-def _caption(traced: LayerTrace, layer: int, color: str, placed: ProjectionLike, shown: int, total: int) -> str:
-    named = {"expert": "each token's best expert", "confidence": f"the {confidence(traced)[1]}"}
+def _caption(traced: LayerTrace, layer: int, color: str, placed: Projection, shown: int, total: int) -> str:
+    best = "each token's best expert"
+    if traced.meta.num_experts > MAX_DISTINCT:
+        best += f" (the {HIGHLIGHTED} most used; all others grey)"
+    named = {"expert": best, "confidence": f"the {confidence(traced)[1]}"}
+    held = f", a plane with {percent(sum(placed.explained))} of their variance" if placed.explained else ""
     return (
         f"Router inputs of layer {layer} (the vectors that were routed), n = {number(shown)} of {number(total)} "
-        f"tokens, placed by {placed.method.upper()}; trustworthiness {placed.trustworthiness:.2f} (1 = neighbours on "
-        f"the map are neighbours in the model). Colour: {named.get(color, f'the label {color}')}."
+        f"tokens, placed by {placed.method.upper()}{held}. Trustworthiness {placed.trustworthiness:.2f} with "
+        f"{placed.neighbours} neighbours: 1 if neighbours on the map are neighbours in the model. "
+        f"Colour: {named.get(color, f'the label {color}')}." + (f" {placed.note}" if placed.note else "")
     )
 
 

@@ -23,7 +23,7 @@ def expert_card(trace: Trace, layer: int, expert: int) -> dict[str, Any]:
     assignments, dropped, n: assignments of the expert, how many were dropped, tokens of the trace.
     entropy (nats), mean_gate: means over the expert's tokens; None where it has none.
     top_tokens: types seen at least `MIN_COUNT` times, by lift: `share` of the `of` occurrences that came here,
-      `null` the share of all tokens that did, `lift` log2 of their ratio with one pseudo-count. Those that are more than
+      `null` the share of all tokens that did, `lift` log2 of their ratio with one pseudo-count. Those above
       chance come first, `significant`: binomial, Benjamini and Hochberg at 5 % over those types.
     contexts: tokens with the largest gates; ties go to the sharper distribution, then to the earlier token.
     labels: per value, `share` of the expert's labelled assignments, `base` share of all, `lift` in bits or None.

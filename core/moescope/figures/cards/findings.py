@@ -22,12 +22,15 @@ _UNEVEN, _DEAD = 2.0, 0.01
 
 
 def defaults(trace: Trace, measurements: Sequence[Measurement] = ()) -> tuple[int, str | None]:
-    """The layer and label with the highest mutual information above its null; without any, the first of each."""
-    best, layer, label = -np.inf, trace.layer_ids[0], next(iter(trace.labels), None)
+    """The layer and label with the highest mutual information above its null, those with p <= 0.05 before the others.
+
+    Without a measurement, the first layer and the first label; no label where the trace has none.
+    """
+    best, layer, label = (False, -np.inf), trace.layer_ids[0], next(iter(trace.labels), None)
     for item in measurements:
         if item.metric != "mutual_information" or item.label not in trace.labels or item.value is None:
             continue
-        above = item.value - (item.null or 0.0)
+        above = (item.p is not None and item.p <= 0.05, item.value - (item.null or 0.0))
         if item.layer in trace.layers and above > best:
             best, layer, label = above, item.layer, item.label
     return layer, label
