@@ -98,7 +98,7 @@ function themed(layout, meta) {
     if (!/^[xy]axis\d*$/.test(name)) continue;
     out[name] = {
       ...axis, gridcolor: line, zerolinecolor: line, linecolor: line, tickcolor: line, automargin: true,
-      tickfont: { ...axis.tickfont, color: muted, size: 11 }, fixedrange: cells || axis.fixedrange,
+      tickfont: { ...axis.tickfont, color: muted, size: 11 }, ...(axis.title ? { title: { ...axis.title, font: { color: muted, size: 11 } } } : {}), fixedrange: cells || axis.fixedrange,
     };
   }
   return out;
@@ -118,7 +118,7 @@ export async function draw(element, figure) {
   const points = meta.name === "token_map";
   const config = { ...CONFIG, scrollZoom: points, displayModeBar: points || meta.grow ? "hover" : false };
   const bar = colour("--muted");
-  const data = figure.data.map((trace) => (trace.colorbar ? { ...trace, colorbar: { ...trace.colorbar, outlinewidth: 0, tickfont: { color: bar, size: 11 } } } : { ...trace }));
+  const data = figure.data.map((trace) => (trace.colorbar ? { ...trace, colorbar: { ...trace.colorbar, title: { ...trace.colorbar.title, font: { color: bar, size: 11 } }, tickfont: { color: bar, size: 11 } } } : { ...trace }));
   return Plots.react(element, data, themed(figure.layout, meta), config);
 }
 

@@ -38,7 +38,7 @@ export class MoeFigure extends HTMLElement {
     this.message = h("div", { class: "figure-message", role: "status" });
     this.heading = h("h2");
     this.help = h("span");
-    this.note = h("p", { class: "figure-note" });
+    this.note = h("p", { class: "figure-note", hidden: true });
     this.caption = h("p", { class: "figure-caption" });
     this.tools = h("span", { class: "figure-tools" });
     this.sizes = new ResizeObserver(() => this.fit());

@@ -118,7 +118,7 @@ export class RunHead extends HTMLElement {
 
   write() {
     const { loss, eval: held, accuracy, lr, tokens, seconds, maxvio, maxvioLayer, params, device } = /** @type {Record<string, any>} */ (this.last);
-    const speed = tokens && seconds ? `${compact(tokens / seconds)} / s` : "–";
+    const speed = tokens && seconds ? `${compact(tokens / seconds)} tokens/s` : "–";
     /** @type {[string, string, string][]} */
     const rows = [
       ["Loss", number(loss, 4), "Cross-entropy of the last step, in nats, without auxiliary losses."],

@@ -106,13 +106,14 @@ export class MoeInspect extends HTMLElement {
     const { trace } = session;
     const ask = new MoeTraceForm();
     const words = trace.kind === "patches" ? "Images, patch by patch" : trace.kind === "vectors" ? "Vectors" : "Text";
-    fill(this, this.bar, warnings(trace), this.findings, this.selection,
+    fill(this, h("div", { class: "inspect-top" }, this.bar, warnings(trace), this.findings, this.selection,
       h("div", { class: "inspect-grid" },
         h("section", { class: "panel area-text", "aria-label": words }, h("header", null, h("h2", null, words), h("span", { class: "legend-words muted" })), this.text),
         h("section", { class: "panel area-map" }, this.map),
         h("section", { class: "panel area-heat" }, this.heat),
         h("section", { class: "panel area-side" }, this.side),
-        trace.labels.length > 0 && h("section", { class: "panel area-labels" }, this.labels),
+        trace.labels.length > 0 && h("section", { class: "panel area-labels" }, this.labels))),
+      h("div", { class: "inspect-more" },
         h("section", { class: "panel area-measures" }, h("header", null, h("h2", null, "Measures of this layer")), this.measures),
         h("section", { class: "panel area-ask" }, h("header", null, h("h2", null, trace.checkpoint ? "Run your own text through this model" : "About this trace")),
           trace.checkpoint ? ask : null, facts(trace))));

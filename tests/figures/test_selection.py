@@ -7,10 +7,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from synthetic import make_trace
 
 from moescope.errors import InputError
 from moescope.figures.cards.selection import selection_card
+from synthetic import make_trace
 
 TRACE = make_trace(tokens=600, layers=2, experts=6, k=2)
 
