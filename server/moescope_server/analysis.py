@@ -11,13 +11,18 @@ import os
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from moescope.errors import InputError
 from moescope.store import NotFoundError, Store
 from moescope_server.memo import Memo
 from moescope_server.traces import OpenTrace
 from moescope_server.wire import encode
+
+if TYPE_CHECKING:
+    from moescope.projection import Method, Progress, Projection
 
 _FIGURE_BYTES = 96 << 20
 
@@ -112,13 +117,22 @@ class Analysis:
         )
         return found
 
-    def project(self, opened: OpenTrace, layer: int, method: str) -> Any:
-        """Positions of the sampled tokens in the plane; kept on disk."""
-        raise NotImplementedError
+    def project(self, opened: OpenTrace, layer: int, method: Method, progress: Progress | None = None) -> Projection:
+        """Positions of the sampled tokens in the plane; kept on disk. Raises `InputError` if no vectors were kept."""
+        from moescope.projection import project
 
-    def projected(self, opened: OpenTrace, layer: int, method: str) -> Any:
-        """The same if it is on disk already, else None."""
-        raise NotImplementedError
+        folder = self.store.home / "cache" / "projections"
+        return project(_vectors(opened, layer), method, cache=folder, progress=progress)
+
+    def projected(self, opened: OpenTrace, layer: int, method: Method) -> Projection | None:
+        """The same if it is quick: PCA, or what is on disk already; else None."""
+        from moescope.projection import cached_projection
+
+        if method == "pca":
+            quick: Projection = self.value(opened, ("pca", layer), lambda: self.project(opened, layer, "pca"))
+            return quick
+        folder = self.store.home / "cache" / "projections"
+        return cached_projection(_vectors(opened, layer), method, cache=folder)
 
 
 def parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
@@ -142,6 +156,13 @@ def figure_function(name: str) -> Callable[..., Any]:
         raise NotFoundError(f"There is no figure {name!r}; there are {', '.join(FIGURES)}.")
     function: Callable[..., Any] = FIGURES[name]
     return function
+
+
+def _vectors(opened: OpenTrace, layer: int) -> np.ndarray:
+    vectors = opened.trace.layers[layer].hidden_nd
+    if vectors is None or opened.trace.sample is None:
+        raise InputError(f"This trace kept no hidden vectors of layer {layer}, so there is nothing to place on a map.")
+    return vectors
 
 
 @cache

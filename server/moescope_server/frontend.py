@@ -5,8 +5,8 @@ from __future__ import annotations
 import mimetypes
 from pathlib import Path
 
-from fastapi import FastAPI
-from starlette.responses import FileResponse, PlainTextResponse, Response
+from fastapi import FastAPI, Request
+from starlette.responses import PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 
 import moescope_server
@@ -33,9 +33,11 @@ def add_frontend(app: FastAPI, folder: Path | None) -> None:
     mimetypes.add_type("text/javascript", ".js")  # some systems map it to text/plain, which nosniff would refuse
     mimetypes.add_type("text/javascript", ".mjs")
 
-    @app.get("/vendor/plotly.min.js", include_in_schema=False)
-    def vendor() -> Response:
-        return FileResponse(plotly_js(), media_type="text/javascript")
+    vendor = StaticFiles(directory=plotly_js().parent)
+
+    @app.get(f"/vendor/{plotly_js().name}", include_in_schema=False)
+    async def plotly(request: Request) -> Response:
+        return await vendor.get_response(plotly_js().name, request.scope)
 
     if folder is None or not (folder / "index.html").is_file():
 

@@ -82,8 +82,7 @@ def _train(store: Store, row: JobRow, report: Report, stop: Callable[[], bool]) 
 def _project(store: Store, row: JobRow, report: Report, stop: Callable[[], bool]) -> Mapping[str, Any]:
     trace, layer = row.spec["trace"], row.spec["layer"]
     report("projecting")
-    analysis = Analysis(store)
-    analysis.project(TraceCache().open(store.trace(trace)), layer, row.spec["method"])
+    Analysis(store).project(TraceCache().open(store.trace(trace)), layer, row.spec["method"], report)
     return {"trace": trace, "layer": layer, "method": row.spec["method"]}
 
 

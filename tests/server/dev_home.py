@@ -1,4 +1,4 @@
-"""Fill a home with made-up traces and a made-up run, for working on the page: `python tests/server/dev_home.py --home X`."""
+"""Fill a home with made-up traces and a run, to work on the page: `python tests/server/dev_home.py --home X`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from synthetic import make_trace
 
 from moescope.events import Event
 from moescope.store import Store
 from moescope.store.rows import RunRow
 from moescope.trace.io import write_trace
+from synthetic import make_trace
 
 
 def fill(store: Store, *, tokens: int = 6000, steps: int = 300) -> str:

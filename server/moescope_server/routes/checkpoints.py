@@ -7,9 +7,10 @@ from pathlib import Path
 from fastapi import APIRouter
 
 from moescope.errors import InputError
-from moescope.store import CheckpointRow, Store
+from moescope.store import CheckpointRow, Store, TraceRow
 from moescope_server.deps import Id, StoreDep
-from moescope_server.schemas import CheckpointOpen, CheckpointPublic
+from moescope_server.schemas import CheckpointOpen, CheckpointPublic, TracePublic
+from moescope_server.uploads import take_upload
 
 router = APIRouter(prefix="/checkpoints")
 
@@ -62,6 +63,15 @@ def open_checkpoint(body: CheckpointOpen, store: StoreDep) -> CheckpointPublic:
         if row.path == str(path):
             return public(store, row)
     return public(store, store.add_checkpoint(path, path.name, "path"))
+
+
+@router.post("/upload")
+async def upload(request: Request, all: ServicesDep) -> CheckpointPublic | TracePublic:
+    """A checkpoint; or a trace, if it was a trace's file."""
+    row = await take_upload(request, all.store, all.settings.max_upload)
+    if isinstance(row, TraceRow):
+        return TracePublic.model_validate(row)
+    return await run_in_threadpool(public, all.store, row)
 
 
 @router.delete("/{id}", status_code=204)

@@ -35,7 +35,7 @@ def figure(
     if "layer" in parameters(function):
         options["layer"] = opened.layer(layer)
     extra: dict[str, Any] = {}
-    if "projection" in parameters(function) and method != "pca":
+    if "projection" in parameters(function):
         extra["projection"] = all.analysis.projected(opened, options["layer"], method)
         if extra["projection"] is None:
             spec = {"trace": id, "layer": options["layer"], "method": method}
