@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -17,7 +18,8 @@ from moescope.errors import InputError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_SPACES = np.isin(np.arange(256), np.frombuffer(b" \t\n\r\f\v", np.uint8))
+_SPACES = np.array([code < 128 and chr(code).isspace() for code in range(256)])
+_WIDE_SPACES = re.compile(b"|".join(chr(code).encode() for code in range(128, 0x3001) if chr(code).isspace()))
 _MOST_NAMES = 32_767
 
 
@@ -65,7 +67,8 @@ def shortened(document: Document, pieces: Pieces, most: int) -> tuple[Document, 
     while most > 0 and (byte := int(pieces.end[most - 1])) < len(text) and text[byte] & 0xC0 == 0x80:
         most -= 1
     kept = text[: int(pieces.end[:most].max(initial=0))].decode()
-    spans = {name: inside(spans, 0, len(kept)) for name, spans in document.spans.items()}
+    ordered = {name: sorted(found, key=lambda span: span.start) for name, found in document.spans.items()}
+    spans = {name: inside(found, 0, len(kept)) for name, found in ordered.items()}
     return replace(document, text=kept, spans=spans), Pieces(pieces.ids[:most], pieces.start[:most], pieces.end[:most])
 
 
@@ -99,8 +102,10 @@ def assemble(kept: Sequence[tuple[Document, Pieces]], source: Mapping[str, Any])
 
 def _first_ink(text: bytes, start: np.ndarray, end: np.ndarray) -> np.ndarray:
     """For each token its first byte that is not white space, or its first byte where there is none."""
-    space = _SPACES[np.frombuffer(text, np.uint8)]
     size = len(text)
+    space = _SPACES[np.frombuffer(text, np.uint8)]
+    for found in _WIDE_SPACES.finditer(text):
+        space[found.start() : found.end()] = True
     here = np.where(space, size, np.arange(size))
     following = np.append(np.minimum.accumulate(here[::-1])[::-1], size)
     ink: np.ndarray = following[start]

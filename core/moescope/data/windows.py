@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from operator import attrgetter
 
 from moescope.data.base import Document, Span
+
+_START, _END = attrgetter("start"), attrgetter("end")
 
 
 def windows(document: Document, max_characters: int) -> Iterator[Document]:
@@ -19,12 +23,13 @@ def windows(document: Document, max_characters: int) -> Iterator[Document]:
     if len(document.text) <= max_characters:
         yield document
         return
+    ordered = {name: sorted(spans, key=_START) for name, spans in document.spans.items()}
     for index, (start, end) in enumerate(_cuts(document.text, max_characters)):
         yield replace(
             document,
             id=f"{document.id}#{index}",
             text=document.text[start:end],
-            spans={name: inside(spans, start, end) for name, spans in document.spans.items()},
+            spans={name: inside(spans, start, end) for name, spans in ordered.items()},
         )
 
 
@@ -44,12 +49,10 @@ def _cuts(text: str, size: int) -> Iterator[tuple[int, int]]:
 
 
 def inside(spans: Sequence[Span], start: int, end: int) -> list[Span]:
-    """The parts of `spans` that lie in [start, end), with offsets from `start`."""
-    return [
-        Span(max(span.start, start) - start, min(span.end, end) - start, span.value)
-        for span in spans
-        if span.start < end and span.end > start
-    ]
+    """The parts of `spans`, ascending and disjoint, that lie in [start, end), with offsets from `start`."""
+    first = bisect_right(spans, start, key=_END)
+    last = bisect_left(spans, end, lo=first, key=_START)
+    return [Span(max(s.start, start) - start, min(s.end, end) - start, s.value) for s in spans[first:last]]
 
 
 def source_of(name: str) -> str:
