@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
+from starlette.concurrency import run_in_threadpool
 
 from moescope.errors import InputError
 from moescope.store import CheckpointRow, Store, TraceRow
-from moescope_server.deps import Id, StoreDep
+from moescope_server.deps import Id, ServicesDep, StoreDep
 from moescope_server.schemas import CheckpointOpen, CheckpointPublic, TracePublic
 from moescope_server.uploads import take_upload
 

@@ -15,7 +15,7 @@ router = APIRouter(prefix="/traces/{id}/selection")
 
 
 class SelectionAsk(In):
-    tokens: Annotated[list[int], Field(max_length=100_000)]
+    tokens: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=100_000)]
 
 
 @router.post("")
