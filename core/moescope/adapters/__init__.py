@@ -38,6 +38,6 @@ def open_checkpoint(
         from moescope.adapters.ours import open_ours
 
         return open_ours(folder, wanted, device)
-    from moescope.adapters.foreign import open_foreign
+    from moescope.adapters.loading import open_foreign
 
     return open_foreign(folder, wanted, device)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from moescope.errors import InputError
@@ -64,57 +63,53 @@ class Architecture:
     shared: str = ""
 
 
-SWIGLU: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
-    {
-        "gate_proj": ("I", "d"),
-        "up_proj": ("I", "d"),
-        "down_proj": ("d", "I"),
-        "gate_up_proj": ("E", "2I", "d"),
-    }
-)
+SWIGLU: Final[dict[str, tuple[str, ...]]] = {
+    "gate_proj": ("I", "d"),
+    "up_proj": ("I", "d"),
+    "down_proj": ("d", "I"),
+    "gate_up_proj": ("E", "2I", "d"),
+}
 
-ARCHITECTURES: Final[Mapping[str, Architecture]] = MappingProxyType(
-    {
-        row.model_type: row
-        for row in (
-            Architecture(
-                model_type="mixtral",
-                title="Mixtral",
-                expert_width_key="intermediate_size",
-                router_disk=r"model\.layers\.(?P<layer>\d+)\.block_sparse_moe\.gate\.weight",
-                expert_disk=r"model\.layers\.(?P<layer>\d+)\.block_sparse_moe\.experts\.(?P<expert>\d+)\.(?P<part>w[123])\.weight",
-                expert_shapes={"w1": ("I", "d"), "w2": ("d", "I"), "w3": ("I", "d")},
-                renormalise=True,
-                gates_in="float32",
-            ),
-            Architecture(
-                model_type="olmoe",
-                title="OLMoE",
-                expert_width_key="intermediate_size",
-                expert_shapes=SWIGLU,
-                renormalise="norm_topk_prob",
-                gates_in="logits",
-            ),
-            Architecture(
-                model_type="qwen2_moe",
-                title="Qwen2-MoE",
-                expert_shapes=SWIGLU,
-                renormalise="norm_topk_prob",
-                gates_in="logits",
-                sparse="step",
-                shared="shared_expert",
-            ),
-            Architecture(
-                model_type="qwen3_moe",
-                title="Qwen3-MoE",
-                expert_shapes=SWIGLU,
-                renormalise="norm_topk_prob",
-                gates_in="logits",
-                sparse="step",
-            ),
-        )
-    }
-)
+ARCHITECTURES: Final[dict[str, Architecture]] = {
+    row.model_type: row
+    for row in (
+        Architecture(
+            model_type="mixtral",
+            title="Mixtral",
+            expert_width_key="intermediate_size",
+            router_disk=r"model\.layers\.(?P<layer>\d+)\.block_sparse_moe\.gate\.weight",
+            expert_disk=r"model\.layers\.(?P<layer>\d+)\.block_sparse_moe\.experts\.(?P<expert>\d+)\.(?P<part>w[123])\.weight",
+            expert_shapes={"w1": ("I", "d"), "w2": ("d", "I"), "w3": ("I", "d")},
+            renormalise=True,
+            gates_in="float32",
+        ),
+        Architecture(
+            model_type="olmoe",
+            title="OLMoE",
+            expert_width_key="intermediate_size",
+            expert_shapes=SWIGLU,
+            renormalise="norm_topk_prob",
+            gates_in="logits",
+        ),
+        Architecture(
+            model_type="qwen2_moe",
+            title="Qwen2-MoE",
+            expert_shapes=SWIGLU,
+            renormalise="norm_topk_prob",
+            gates_in="logits",
+            sparse="step",
+            shared="shared_expert",
+        ),
+        Architecture(
+            model_type="qwen3_moe",
+            title="Qwen3-MoE",
+            expert_shapes=SWIGLU,
+            renormalise="norm_topk_prob",
+            gates_in="logits",
+            sparse="step",
+        ),
+    )
+}
 """model_type to row."""
 
 
@@ -157,7 +152,5 @@ def _every_step(config: Plain, num_layers: int) -> set[int]:
     return {layer for layer in range(num_layers) if layer not in dense and (layer + 1) % step == 0}
 
 
-SPARSE: Final[Mapping[str, Callable[[Plain, int], set[int]]]] = MappingProxyType(
-    {"all": _all_blocks, "step": _every_step}
-)
+SPARSE: Final[dict[str, Callable[[Plain, int], set[int]]]] = {"all": _all_blocks, "step": _every_step}
 """Which blocks have experts: name to function of config.json and the number of blocks."""

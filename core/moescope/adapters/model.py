@@ -56,6 +56,10 @@ class OpenModel(ABC):
         Raises `InputError` for inputs that the model cannot read.
         """
 
+    def records_alone(self, batch: Batch) -> list[LayerRecord]:
+        """As `records`; where a model's batches are not bit for bit their sequences, each sequence goes by itself."""
+        return self.records(batch)
+
     def self_check(self) -> tuple[dict[str, Any], ...]:
         """`{name, passed, detail}` of every check over all batches since `reset_check`; empty before the first."""
         return self._check.results()
@@ -111,7 +115,8 @@ class OpenModel(ABC):
     def _evaluating(self) -> Iterator[None]:
         """Evaluation mode and no gradients; every module's training flag is put back."""
         training = [module for module in self.module.modules() if module.training]
-        self.module.eval()
+        for module in training:
+            module.training = False
         try:
             with torch.no_grad():
                 yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -58,7 +59,8 @@ class TransformerModel(OpenModel):
         with self._evaluating(), self._watched(asked, executed):
             records = list(self.module(batch).records)
             expected = {meta.layer: self._k(meta.layer) for meta in self.layers}
-            check_common(self._check, records, expected, int(batch.valid.sum()))
+            times = Counter(record.layer for record in records)
+            check_common(self._check, records, expected, times, int(batch.valid.sum()))
             for record in records:
                 self._verify(record, asked.get(record.layer), executed.get(record.layer))
         return records

@@ -5,9 +5,8 @@ Shapes: T tokens, E experts, k experts per token, d model width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Final
 
 import torch
@@ -38,5 +37,5 @@ def softmax_topk(logits_TE: Tensor, k: int, renormalise: bool, gates_in: torch.d
 
 Rule = Callable[[Tensor, int, bool, torch.dtype], Decision]
 
-RULES: Final[Mapping[str, Rule]] = MappingProxyType({"softmax_topk": softmax_topk})
+RULES: Final[dict[str, Rule]] = {"softmax_topk": softmax_topk}
 """Name (as in the table of architectures) to rule: (logits_TE, k, renormalise, dtype of the gates) -> Decision."""

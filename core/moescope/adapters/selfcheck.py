@@ -34,6 +34,11 @@ class SelfCheck:
     def reset(self) -> None:
         self._tallies.clear()
 
+    @property
+    def fresh(self) -> bool:
+        """Whether nothing was noted since the last reset."""
+        return not self._tallies
+
     def note(self, name: str, *, rows: int, faults: int = 0, where: str = "") -> None:
         """Add `rows` compared to check `name`, `faults` of them wrong; the first fault's place is kept."""
         template = self.titles[name]
@@ -60,7 +65,7 @@ class SelfCheck:
 
 
 COMMON = {
-    "layers": "every block with experts was captured once in every batch ({rows} captures).",
+    "layers": "every block that has a router among the weights was captured once in every pass ({rows} captures).",
     "counts": "per-expert counts sum to tokens times experts per token, less drops ({rows} sums).",
     "padding": "tokens are counted, padding is not ({rows} tokens).",
     "contract": "experts exist, none twice for a token, gates are 0 where nothing was sent ({rows} rows).",
@@ -77,11 +82,20 @@ def differing_rows(a_TX: Tensor, b_TX: Tensor) -> int:
     return int((a_TX != b_TX).flatten(1).any(dim=1).sum())
 
 
-def check_common(check: SelfCheck, records: list[LayerRecord], expected: Mapping[int, int | None], valid: int) -> None:
-    """The checks of `COMMON` on one batch. `expected`: block to k (None where it varies); `valid`: tokens fed."""
-    captured = [record.layer for record in records]
-    wrong = set(captured) ^ set(expected) | {layer for layer in captured if captured.count(layer) > 1}
-    where = f"block {min(wrong)}: captured {captured}, expected {sorted(expected)}" if wrong else ""
+def check_common(
+    check: SelfCheck,
+    records: list[LayerRecord],
+    expected: Mapping[int, int | None],
+    times: Mapping[int, float],
+    valid: int,
+) -> None:
+    """The checks of `COMMON` on one batch.
+
+    expected: block to k (None where it varies). times: how often each block was captured per forward pass.
+    valid: tokens that were fed.
+    """
+    wrong = sorted(layer for layer in set(times) | set(expected) if layer not in expected or times.get(layer) != 1)
+    where = f"block {wrong[0]}, captured {times.get(wrong[0], 0):g} times a forward pass" if wrong else ""
     check.note("layers", rows=len(expected), faults=len(wrong), where=where)
     for record in records:
         _check_record(check, record, expected.get(record.layer), valid)

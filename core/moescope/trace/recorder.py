@@ -35,7 +35,7 @@ class Traceable(Protocol):
     @property
     def layers(self) -> tuple[LayerMeta, ...]: ...
 
-    def records(self, batch: Batch) -> Sequence[LayerRecord]: ...
+    def records_alone(self, batch: Batch) -> Sequence[LayerRecord]: ...
     def describe(self) -> Mapping[str, Any]: ...
     def self_check(self) -> tuple[Mapping[str, Any], ...]: ...
     def reset_check(self) -> None: ...
@@ -55,7 +55,7 @@ def record_trace(
     """Run `tokens` through `model` and keep every routing decision.
 
     Documents are cut into sequences of at most `model.max_seq` positions. Sequences of one length go together, up to
-    `batch_tokens` tokens a batch, so nothing is ever padded and each is computed as it would be alone.
+    `batch_tokens` tokens a batch, so nothing is ever padded.
 
     logits: also keep the raw router output. sample: router inputs are kept for this many tokens, drawn uniformly with
     `seed`. progress: called with tokens done and T. Raises `InputError` for tokens that the model cannot read.
@@ -69,7 +69,7 @@ def record_trace(
     done = 0
     for group in batches(chunks, batch_tokens):
         rows = np.concatenate([np.arange(start, start + length) for start, length in group])
-        recorder.add(rows, model.records(collate(tokens, group)))
+        recorder.add(rows, model.records_alone(collate(tokens, group)))
         done += len(rows)
         if progress is not None:
             progress(done, tokens.num_tokens)
