@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -8,7 +10,7 @@ from moescope.train.config import OptimConfig
 from moescope.train.optimizer import Optimizer, decays
 
 
-def model(**changes: object) -> Transformer:
+def model(**changes: Any) -> Transformer:
     values = {"vocab_size": 20, "d_model": 16, "num_layers": 2, "num_heads": 2, "d_expert": 8, "num_experts": 4}
     return Transformer(ModelConfig(**{**values, "num_shared_experts": 1, "moe_layers": (1,), **changes}), seed=0)
 

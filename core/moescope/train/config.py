@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from moescope.config import Config, doc, parse, schema
 from moescope.model.config import ModelConfig
+from moescope.model.transformer import build_moe
 from moescope.objectives import OBJECTIVES
 from moescope.train.preset import override, parse_override, read_preset
 
@@ -107,6 +110,8 @@ class RunConfig(Config):
             self.require(getattr(self, name) >= 0, name, "it must not be negative.")
         for name in self.objectives:
             self.objective(name)
+        with torch.device("meta"):  # what a router refuses is refused now, not when the data has been read
+            build_moe(self.model)
         if self.model.input == "tokens":
             fits = self.optim.seq <= self.model.max_seq
             self.optim.require(fits, "seq", f"it must be at most model.max_seq = {self.model.max_seq}.")

@@ -71,9 +71,9 @@ def _train(
     if config.threads:
         torch.set_num_threads(config.threads)
     try:
+        run = Run(config, folder, saved, progress)
         folder.mkdir(parents=True, exist_ok=True)
         state.clear_remains(folder)
-        run = Run(config, folder, saved, progress)
         state.write_json(folder / "config.json", dump(config))
         yield from run.events(stop)
     finally:

@@ -11,7 +11,6 @@ from typing import Any, Final
 from moescope.errors import InputError
 
 FOLDER: Final = Path(__file__).parent / "presets"
-_CARD: Final = ("title", "description", "seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +42,15 @@ def read_preset(name_or_file: str | Path) -> Preset:
         values = tomllib.loads(path.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path.name} is not TOML: {error}.") from None
-    card = {key: values.pop(key, None) for key in _CARD}
-    return Preset(
-        name=path.stem,
-        title=str(card["title"] or path.stem),
-        description=str(card["description"] or ""),
-        seconds=int(card["seconds"] or 0),
-        config=values,
-    )
+    card = {
+        key: values.pop(key, default) for key, default in (("title", path.stem), ("description", ""), ("seconds", 0))
+    }
+    for key, kind in (("title", str), ("description", str), ("seconds", int)):
+        if not isinstance(card[key], kind):
+            raise InputError(
+                f"{path.name}: {key} = {card[key]!r} is not {'text' if kind is str else 'a whole number'}."
+            )
+    return Preset(name=path.stem, config=values, **card)
 
 
 def presets() -> dict[str, Preset]:
@@ -58,29 +58,31 @@ def presets() -> dict[str, Preset]:
     return {name: read_preset(name) for name in preset_names()}
 
 
-def override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def override(values: Mapping[str, Any], overrides: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """`values` with dotted keys set: `{"optim.lr": 1e-3}`. Raises `InputError` where a key leads through a value."""
     changed = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     for dotted, value in overrides.items():
         head, _, rest = dotted.partition(".")
         if not head or dotted.endswith("."):
-            raise InputError(f"{dotted!r} is not a key: write table.key=value.")
+            raise InputError(f"{above + dotted!r} is not a key: write table.key=value.")
         if not rest:
             changed[head] = value
             continue
         table = changed.get(head, {})
         if not isinstance(table, Mapping):
-            raise InputError(f"{dotted} cannot be set: {head} is {table!r}, not a table.")
-        changed[head] = override(table, {rest: value})
+            raise InputError(f"{above}{dotted} cannot be set: {above}{head} is {table!r}, not a table.")
+        changed[head] = override(table, {rest: value}, f"{above}{head}.")
     return changed
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """`"optim.lr=1e-3"` as key and value. The value is TOML; a bare word that is not TOML is a string."""
-    key, equals, value = text.partition("=")
+    """`"optim.lr=1e-3"` as key and value. The value is TOML, or `none`; another bare word is a string."""
+    key, equals, value = (part.strip() for part in text.partition("="))
     if not equals:
         raise InputError(f"{text!r} sets nothing: write key=value.")
+    if value == "none":
+        return key, None
     try:
-        return key.strip(), tomllib.loads(f"value = {value.strip()}")["value"]
+        return key, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        return key.strip(), value.strip()
+        return key, value
