@@ -1,4 +1,4 @@
-"""What there is to choose from: presets of training runs, sources of data."""
+"""What there is to choose from: presets of training runs, sources of data, measures."""
 
 from __future__ import annotations
 
@@ -34,3 +34,11 @@ def sources() -> Response:
         }
 
     return JSON([described(id) for id in CORPORA])
+
+
+@router.get("/metrics")
+def metrics() -> Response:
+    from moescope.metrics import METRICS
+
+    names = ("name", "title", "definition", "null", "caveat", "unit", "tensor", "source", "tail")
+    return JSON([{name: getattr(metric, name) for name in names} for metric in METRICS.values()])
