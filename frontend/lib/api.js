@@ -141,6 +141,8 @@ export const api = {
   events: (run, which) => get(`/api/runs/${id(run)}/events${query(which)}`),
   /** @returns {Promise<T.Preset[]>} */
   presets: () => get("/api/presets"),
+  /** What each measure is, in words. @returns {Promise<T.MetricInfo[]>} */
+  metricInfo: () => keep("/api/metrics"),
   /** @returns {Promise<T.Source[]>} */
   sources: () => get("/api/sources"),
 

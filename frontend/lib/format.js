@@ -16,6 +16,13 @@ export function percent(value) {
   return `${shown.toFixed(Math.abs(shown) < 9.95 ? 1 : 0)} %`;
 }
 
+/** A lift in bits as how many times as often. @param {number | null | undefined} bits */
+export function times(bits) {
+  if (bits === null || bits === undefined || !Number.isFinite(bits)) return "–";
+  const ratio = 2 ** bits;
+  return ratio < 0.01 ? "< 0.01×" : `${ratio < 0.095 ? ratio.toFixed(2) : ratio >= 99.5 ? ratio.toFixed(0) : ratio.toPrecision(2)}×`;
+}
+
 /** 4,300,000 as 4.3 M. @param {number | null | undefined} value */
 export function compact(value) {
   if (value === null || value === undefined) return "–";

@@ -74,6 +74,7 @@ function themed(layout, meta) {
   const line = colour("--line");
   const points = meta.name === "token_map";
   const cells = !points && !meta.grow;
+  const family = getComputedStyle(document.body).fontFamily;
   /** @type {Record<string, any>} */
   const out = {
     ...layout,
@@ -83,40 +84,36 @@ function themed(layout, meta) {
     height: undefined,
     autosize: true,
     uirevision: `${meta.name} ${meta.layer}`,
+    showlegend: layout.showlegend,
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
-    font: { ...layout.font, family: getComputedStyle(document.body).fontFamily, size: 12, color: ink },
-    hoverlabel: { bgcolor: colour("--raised"), bordercolor: line, font: { color: ink, size: 12 }, align: "left", namelength: -1 },
+    font: { ...layout.font, family, size: 12, color: ink },
+    hoverlabel: { bgcolor: colour("--raised"), bordercolor: line, font: { color: ink, size: 12, family }, align: "left", namelength: -1 },
     legend: { ...layout.legend, bgcolor: "rgba(0,0,0,0)", font: { color: ink, size: 11 } },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: muted, activecolor: colour("--accent"), orientation: "h" },
     dragmode: points ? "lasso" : cells ? false : "zoom",
     newselection: { line: { color: colour("--accent"), width: 1.5 } },
-    activeselection: { fillcolor: colour("--accent"), opacity: 0.06 },
+    activeselection: { fillcolor: "rgba(0,0,0,0)", opacity: 1 },
     margin: { l: 8, r: 8, t: 8, b: 8, ...layout.margin },
   };
   for (const [name, axis] of Object.entries(layout)) {
     if (!/^[xy]axis\d*$/.test(name)) continue;
     out[name] = {
-      ...axis, gridcolor: line, zerolinecolor: line, linecolor: line, tickcolor: line, automargin: true,
+      ...axis, gridcolor: line, zerolinecolor: line, linecolor: line, ticks: "", automargin: true,
       tickfont: { ...axis.tickfont, color: muted, size: 11 }, ...(axis.title ? { title: { ...axis.title, font: { color: muted, size: 11 } } } : {}), fixedrange: cells || axis.fixedrange,
     };
   }
   return out;
 }
 
-const CONFIG = {
-  displaylogo: false,
-  responsive: false,
-  displayModeBar: "hover",
-  modeBarButtonsToRemove: ["autoScale2d", "zoomIn2d", "zoomOut2d", "hoverClosestCartesian", "hoverCompareCartesian", "toggleSpikelines"],
-};
+const CONFIG = { displaylogo: false, responsive: false, modeBarButtons: [["lasso2d", "select2d", "pan2d", "resetScale2d", "toImage"]] };
 
 /** Draw, or draw again with the theme's colours. @param {HTMLElement} element @param {FigureJson} figure @returns {Promise<GraphDiv>} */
 export async function draw(element, figure) {
   const Plots = await plotly();
   const meta = figure.layout.meta;
   const points = meta.name === "token_map";
-  const config = { ...CONFIG, scrollZoom: points, displayModeBar: points || meta.grow ? "hover" : false };
+  const config = { ...CONFIG, scrollZoom: points, displayModeBar: points ? "hover" : false };
   const bar = colour("--muted");
   const data = figure.data.map((trace) => (trace.colorbar ? { ...trace, colorbar: { ...trace.colorbar, title: { ...trace.colorbar.title, font: { color: bar, size: 11 } }, tickfont: { color: bar, size: 11 } } } : { ...trace }));
   return Plots.react(element, data, themed(figure.layout, meta), config);

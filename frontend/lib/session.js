@@ -1,6 +1,6 @@
 /** One open trace: what of it is selected (in the address), what is hovered (nowhere), and its tokens as they are needed. */
 
-/** @import { DocumentRow, LabelInfo, LayerInfo, TokenWindow, TraceDetail } from "./types.d.ts" */
+/** @import { DocumentRow, LabelInfo, LayerInfo, Picked, TokenWindow, TraceDetail } from "./types.d.ts" */
 
 import { api } from "./api.js";
 import { packTokens, state, unpackTokens } from "./state.js";
@@ -73,6 +73,20 @@ export class Session extends EventTarget {
     }
     return this.pickedSet;
   }
+
+  /** What the lassoed tokens have in common; asked once per lasso. @returns {Promise<Picked>} */
+  pickedFacts() {
+    if (this.pickedOf !== this.pickedText || !this.pickedAnswer) {
+      this.pickedOf = this.pickedText;
+      this.pickedAnswer = api.picked(this.trace.id, [...this.picked ?? []]);
+      this.pickedAnswer.catch(() => { this.pickedAnswer = null; });
+    }
+    return this.pickedAnswer;
+  }
+
+  pickedOf = "";
+  /** @type {Promise<Picked> | null} */
+  pickedAnswer = null;
 
   /** @param {string} name @returns {LabelInfo | undefined} */
   labelInfo(name) { return this.trace.labels.find((label) => label.name === name); }

@@ -30,6 +30,7 @@ export interface Measurement {
   metric: string; layer: number; label: string | null; value: number | null; null: number | null; null_std: number | null;
   z: number | null; p: number | null; interval: [number | null, number | null] | null; n: number; unit: string; tensor: string; note: string | null; null_kind?: string;
 }
+export interface MetricInfo { name: string; title: string; definition: string; null: string; caveat: string; unit: string; tensor: string; source: string }
 export interface TokenWindow {
   start: number; total: number; text: string[]; doc: number[]; experts: number[][]; gates: number[][]; dropped: boolean[][];
   labels: Record<string, number[]>; documents: { index: number; start: number; name: string }[]; in_map: boolean[];

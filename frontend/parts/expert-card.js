@@ -5,7 +5,7 @@
 
 import { api } from "../lib/api.js";
 import { fill, h, tip } from "../lib/dom.js";
-import { number, percent, visible } from "../lib/format.js";
+import { number, percent, times, visible } from "../lib/format.js";
 import { fail } from "../lib/toast.js";
 import { profile } from "./profile.js";
 
@@ -48,7 +48,7 @@ export class MoeExpert extends HTMLElement {
         fact("Router entropy", card.entropy === null ? "–" : `${number(card.entropy)} nats`, `even: ${number(Math.log(session.layerInfo.num_experts), 3)} nats`,
           "How undecided the router was over the tokens it sent here. 0 is certain; the even value is the logarithm of the number of experts."),
         fact("Mean gate", number(card.mean_gate), "over its tokens", "The mean weight with which this expert's output enters the sum.")),
-      Object.entries(ordered(card.labels, session.label)).map(([label, rows]) => profile(session, label, rows, `${name}'s assignments`)),
+      Object.entries(ordered(card.labels, session.label)).map(([label, rows]) => profile(session, label, rows, `${name}'s assignments`, "assignments")),
       this.tokens(session, card), this.contexts(session, card), this.partners(session, card));
   }
 
@@ -56,13 +56,13 @@ export class MoeExpert extends HTMLElement {
   tokens(session, card) {
     if (!card.top_tokens.length) return null;
     return h("section", null,
-      h("h4", null, "Tokens it prefers", tip("Tokens seen at least five times, by how much more often they come to this expert than other tokens do (lift). “Share” is the share of the token's occurrences that came here.")),
+      h("h4", null, "Tokens it prefers", tip("Tokens seen at least five times, by how much more often they come to this expert than other tokens do (lift). “Share” is the share of the token's occurrences that came here. Grey rows are no more than chance would give (false discovery rate 5 %).")),
       h("table", { class: "dense" },
         h("thead", null, h("tr", null, ["Token", "Count", "Share", "Lift"].map((head, i) => h("th", { class: i ? "num" : "" }, head)))),
-        h("tbody", null, card.top_tokens.slice(0, 12).map((row) => h("tr", null,
+        h("tbody", null, card.top_tokens.slice(0, 12).map((row) => h("tr", { class: row.significant === false ? "muted" : "" },
           h("td", null, h("button", { type: "button", class: "token-link", onclick: () => session.select({ token: row.token }) }, visible(row.text))),
           h("td", { class: "num" }, number(row.count)), h("td", { class: "num" }, percent(row.share)),
-          h("td", { class: "num" }, row.lift === null ? "–" : `${number(2 ** row.lift, 2)}×`))))));
+          h("td", { class: "num" }, times(row.lift)))))));
   }
 
   /** @param {Session} session @param {ExpertCard} card */

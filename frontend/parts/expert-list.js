@@ -5,7 +5,7 @@
 
 import { api } from "../lib/api.js";
 import { fill, h } from "../lib/dom.js";
-import { number, percent } from "../lib/format.js";
+import { number, percent, times } from "../lib/format.js";
 import { copy } from "../lib/plot.js";
 import { fail } from "../lib/toast.js";
 
@@ -46,7 +46,7 @@ export class MoeExperts extends HTMLElement {
       h("span", { class: "swatch" }), h("span", { class: "num" }, `E${row.expert}`),
       h("span", { class: "bar" }, h("span", { class: "bar-fill", style: { width: `${(row.load / top) * 100}%` } }), h("span", { class: "bar-base", style: { left: `${(even / top) * 100}%` } })),
       h("span", { class: "num" }, percent(row.load)),
-      h("span", { class: "prefers" }, row.prefers.map(({ value, lift }) => h("span", null, value, h("span", { class: "num muted" }, ` ${number(2 ** lift, 2)}×`))))))));
+      h("span", { class: "prefers" }, row.prefers.map(({ value, lift }) => h("span", null, value, h("span", { class: "num muted" }, ` ${times(lift)}`))))))));
   }
 }
 

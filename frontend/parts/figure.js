@@ -39,7 +39,7 @@ export class MoeFigure extends HTMLElement {
     this.heading = h("h2");
     this.help = h("span");
     this.note = h("p", { class: "figure-note", hidden: true });
-    this.caption = h("p", { class: "figure-caption" });
+    this.caption = h("p", { class: "figure-caption", tabIndex: 0 });
     this.tools = h("span", { class: "figure-tools" });
     this.sizes = new ResizeObserver(() => this.fit());
     this.themed = () => { this.redraw(); };
@@ -50,7 +50,7 @@ export class MoeFigure extends HTMLElement {
       this.setAttribute("role", "group");
       this.append(
         h("header", null, this.heading, this.help, this.tools),
-        h("div", { class: "figure-body" }, this.canvas, this.overlay, this.message), this.note, this.caption);
+        h("div", { class: "figure-body" }, this.canvas, this.overlay, this.message), this.note, h("div", { class: "figure-foot" }, this.caption));
     }
     this.sizes.observe(this.canvas);
     theme.addEventListener("change", this.themed);
@@ -65,23 +65,30 @@ export class MoeFigure extends HTMLElement {
     this.bound = false;
   }
 
-  /** Show a figure; what is drawn stays until the next one is there. @param {What} what */
-  async show(what) {
-    if (this.figure && JSON.stringify(what) === JSON.stringify(this.what)) return;
+  /**
+   * Show a figure; what is drawn stays until the next one is there. `change` alters the page's copy of it, `key` says how.
+   * @param {What} what @param {string} [key] @param {((figure: FigureJson) => void | Promise<void>) | null} [change]
+   */
+  async show(what, key = "", change = null) {
+    if (this.figure && this.key === key && JSON.stringify(what) === JSON.stringify(this.what)) return;
     this.what = what;
+    this.key = key;
     const turn = ++this.turn;
     this.classList.add("busy");
     try {
       let answer = await api.figure(what.owner, what.of, what.name, what.options);
       if ("job" in answer) answer = await this.await(answer.job, what, turn);
       if (turn !== this.turn) return;
-      this.figure = plot.copy(answer);
+      const figure = plot.copy(answer);
+      await change?.(figure);
+      if (turn !== this.turn) return;
+      this.figure = figure;
       await this.redraw();
       this.say(null);
     } catch (error) {
       if (turn !== this.turn || (error instanceof DOMException && error.name === "AbortError")) return;
       this.say(h("p", null, error instanceof Error ? error.message : String(error)),
-        h("button", { type: "button", onclick: () => { this.what = null; this.show(what); } }, "Try again"));
+        h("button", { type: "button", onclick: () => { this.what = null; this.show(what, key, change); } }, "Try again"));
     } finally {
       if (turn === this.turn) this.classList.remove("busy");
     }
@@ -130,6 +137,7 @@ export class MoeFigure extends HTMLElement {
 
   /** Help for the (i) beside the title. @type {string} */
   explain = "";
+  key = "";
   bound = false;
 
   /** @param {GraphDiv} graph */

@@ -69,8 +69,8 @@ export class InspectBar extends HTMLElement {
   refresh(session) {
     const { trace, layerInfo, method } = session;
     this.slider.value = String(trace.layers.indexOf(layerInfo));
-    const routed = layerInfo.k === null ? `of ${layerInfo.num_experts}` : `${layerInfo.k} of ${layerInfo.num_experts}`;
-    this.layerName.textContent = `${layerInfo.layer} · ${routed} experts`;
+    const routed = `${layerInfo.k === null ? "some" : layerInfo.k} of ${layerInfo.num_experts} experts a token`;
+    fill(this.layerName, h("strong", null, layerInfo.layer), h("span", { class: "muted" }, ` (${routed})`));
     this.layerName.title = `${layerInfo.path}, router ${layerInfo.router}`;
     this.color.value = session.color;
     if (session.label) this.label.value = session.label;

@@ -6,6 +6,7 @@
 import { api } from "../lib/api.js";
 import { copy } from "../lib/plot.js";
 import { fail } from "../lib/toast.js";
+import { pickedLoad } from "./picked-load.js";
 
 const MOST_RINGS = 300;
 
@@ -46,16 +47,20 @@ export class Links {
 
   async refresh() {
     const { session, view } = this;
-    const { layer, expert, token, color, label, method, trace } = session;
+    const { layer, expert, token, color, label, method, trace, picked } = session;
     const figures = [
       view.map.show({ owner: "traces", of: trace.id, name: "token_map", options: { layer, color, method: method === "pca" ? null : method } }),
-      view.heat.show({ owner: "traces", of: trace.id, name: "layer_expert_load", options: {} }),
+      view.heat.show({ owner: "traces", of: trace.id, name: "layer_expert_load", options: {} }, picked ? session.pickedText : "",
+        picked ? async (figure) => pickedLoad(figure, await session.pickedFacts()) : null),
     ];
     if (label) figures.push(view.labels.show({ owner: "traces", of: trace.id, name: "label_expert", options: { layer, label } }));
     view.map.ring("selected", token === null ? [] : [token]);
     view.heat.outline(expert === null ? [{ x: null, y: `L${layer}`, kind: "row" }] : [{ x: `E${expert}`, y: `L${layer}`, kind: "selected" }]);
     view.labels.outline(expert === null ? [] : [{ x: `E${expert}`, y: null, kind: "column" }]);
     this.legend();
+    const first = picked && session.pickedText !== this.pickedText ? Math.min(...picked) : null;
+    this.pickedText = session.pickedText;
+    if (first !== null) view.text.reveal(first).catch(fail);
     if (token !== null && token !== this.revealed) view.text.reveal(token).catch(fail);
     this.revealed = token;
     this.search().catch(fail);
@@ -67,6 +72,7 @@ export class Links {
 
   /** @type {number | null} */
   revealed = null;
+  pickedText = "";
 
   /** The tokens of the map that stay bright: those of the expert, those of the lasso, or those of both. @returns {Promise<Set<number> | null>} */
   async focused() {

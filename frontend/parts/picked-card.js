@@ -1,49 +1,42 @@
-/** `<moe-picked>`: the lassoed tokens: where they go, against where all tokens go, and what labels they carry. */
+/** `<moe-picked>`: the lassoed tokens: which experts of the layer take them, and what labels they carry. */
 
 /** @import { Session } from "../lib/session.js" */
 /** @import { Picked } from "../lib/types.d.ts" */
 
-import { api } from "../lib/api.js";
 import { fill, h } from "../lib/dom.js";
-import { number, percent } from "../lib/format.js";
+import { number, percent, plural, times } from "../lib/format.js";
 import { fail } from "../lib/toast.js";
 import { profile } from "./profile.js";
+
+const MOST = 8;
 
 export class MoePicked extends HTMLElement {
   /** @param {Session} session */
   async show(session) {
-    const { picked } = session;
-    if (!picked) return;
-    const key = `${session.trace.id} ${session.pickedText}`;
+    const text = session.pickedText;
     try {
-      if (key !== this.shown) {
-        this.shown = key;
-        this.answer = await api.picked(session.trace.id, [...picked]);
-      }
-      if (key === this.shown && this.answer) this.write(session, this.answer);
-    } catch (error) {
-      this.shown = "";
-      fail(error);
-    }
+      const picked = await session.pickedFacts();
+      if (text === session.pickedText) this.write(session, picked);
+    } catch (error) { fail(error); }
   }
-
-  shown = "";
-  /** @type {Picked | null} */
-  answer = null;
 
   /** @param {Session} session @param {Picked} picked */
   write(session, picked) {
-    const top = Math.max(...picked.layers.flatMap(({ experts }) => experts.map(({ share }) => share)), 1e-9);
+    const rows = picked.layers.find(({ layer }) => layer === session.layer)?.experts ?? [];
+    const busy = rows.filter((row) => row.share > 0).sort((a, b) => b.share - a.share);
+    const top = Math.max(...rows.map((row) => Math.max(row.share, row.base)), 1e-9);
     fill(this,
-      h("p", { class: "small-text muted" }, `${number(picked.n)} of ${number(picked.total)} tokens. Darker cells take more of their assignments; hover a cell for the share and for what all tokens give. Click one to select the expert.`),
-      h("div", { class: "picked-grid", role: "group", "aria-label": "Layer by expert share of the lassoed tokens" }, picked.layers.map(({ layer, experts }) =>
-        h("div", { class: "picked-row" }, h("span", { class: "num muted" }, `L${layer}`),
-          h("div", { class: "picked-cells", style: { "--count": experts.length } }, experts.map(({ expert, share, base }) => {
-            const words = `Layer ${layer}, expert ${expert}: ${percent(share)} of the selection's assignments; ${percent(base)} of all tokens'`;
-            const on = layer === session.layer && expert === session.expert;
-            return h("button", { type: "button", class: `picked-cell${on ? " on" : ""}`, title: words, "aria-label": words, style: { "--share": `${Math.round((share / top) * 100)}%`, "--c": session.expertColour(expert, layer) }, onclick: () => session.select({ layer, expert }) });
-          }))))),
-      Object.entries(picked.labels).map(([label, rows]) => profile(session, label, rows, "the lassoed tokens")));
+      h("p", { class: "small-text muted" }, `${number(picked.n)} of ${plural(picked.total, "token")}. Ticks mark what all tokens give. The heat-map beside shows the selection in every layer.`),
+      h("div", { class: "profile" }, h("h4", null, `Experts of layer ${session.layer}`, h("span", { class: "muted" }, " share of the selection's assignments")),
+        busy.slice(0, MOST).map((row) => h("button", {
+          type: "button", class: "bar-row bar-button", style: { "--c": session.expertColour(row.expert) }, onclick: () => session.select({ expert: row.expert }),
+          title: `E${row.expert}: ${percent(row.share)} of the selection's assignments, ${percent(row.base)} of all tokens'`,
+        },
+        h("span", { class: "bar-name" }, h("span", { class: "swatch" }), ` E${row.expert}`),
+        h("span", { class: "bar" }, h("span", { class: "bar-fill", style: { width: `${(row.share / top) * 100}%` } }), h("span", { class: "bar-base", style: { left: `${(row.base / top) * 100}%` } })),
+        h("span", { class: "num" }, percent(row.share)), h("span", { class: "num lift" }, times(Math.log2(row.share / row.base))))),
+        busy.length > MOST && h("p", { class: "muted small-text" }, `and ${plural(busy.length - MOST, "more expert")}`)),
+      Object.entries(picked.labels).map(([label, values]) => profile(session, label, values, "the lassoed tokens", "tokens")));
   }
 }
 

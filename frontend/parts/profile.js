@@ -4,15 +4,16 @@
 /** @import { Profile } from "../lib/types.d.ts" */
 
 import { h } from "../lib/dom.js";
-import { number, percent, title } from "../lib/format.js";
+import { number, percent, times, title } from "../lib/format.js";
 
 const FEW = 8;
 
 /**
- * @param {Session} session @param {string} label @param {Profile[]} rows @param {string} whose e.g. "E5's tokens"
+ * @param {Session} session @param {string} label @param {Profile[]} rows @param {string} whose e.g. "E5's assignments"
+ * @param {string} unit what was counted
  * @returns {HTMLElement}
  */
-export function profile(session, label, rows, whose) {
+export function profile(session, label, rows, whose, unit) {
   const values = session.labelInfo(label)?.values ?? [];
   const colours = session.trace.label_palette[label] ?? [];
   const top = Math.max(...rows.map((row) => Math.max(row.share ?? 0, row.base ?? 0)), 1e-9);
@@ -23,18 +24,18 @@ export function profile(session, label, rows, whose) {
       h("span", { class: "bar-fill", style: { width: `${((row.share ?? 0) / top) * 100}%` } }),
       row.base !== null && h("span", { class: "bar-base", style: { left: `${(row.base / top) * 100}%` } })),
     h("span", { class: "num" }, percent(row.share)),
-    h("span", { class: `num lift ${row.lift === null ? "" : row.lift > 0.3 ? "up" : row.lift < -0.3 ? "down" : ""}` }, row.lift === null ? "few" : `${number(2 ** row.lift, 2)}×`)));
+    h("span", { class: `num lift ${row.lift === null ? "" : row.lift > 0.3 ? "up" : row.lift < -0.3 ? "down" : ""}` }, row.lift === null ? "few" : times(row.lift))));
   const more = rows.length > FEW && h("button", {
     type: "button", class: "small quiet",
     onclick: (/** @type {Event} */ event) => { bars.forEach((bar) => { bar.hidden = false; }); /** @type {HTMLElement} */ (event.currentTarget).remove(); },
   }, `Show all ${rows.length} values`);
   return h("div", { class: "profile" },
-    h("h4", null, title(label), h("span", { class: "muted" }, ` n = ${number(labelled)} labelled assignments`)),
+    h("h4", null, title(label), h("span", { class: "muted" }, ` n = ${number(labelled)} labelled ${unit}`)),
     rows.length === 0 && h("p", { class: "muted" }, "None of these tokens carries this label."), bars, more);
 }
 
 /** @param {Profile} row @param {string} whose */
 function sentence(row, whose) {
-  const lift = row.lift === null ? "not enough data to compare" : `${number(2 ** row.lift, 2)}× as often as among all`;
+  const lift = row.lift === null ? "not enough data to compare" : `${times(row.lift)} as often as among all`;
   return `${row.value}: ${percent(row.share)} of ${whose} (${number(row.count)}); ${percent(row.base)} of all labelled; ${lift}`;
 }
