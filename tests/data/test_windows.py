@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moescope.data.base import Document, Span
-from moescope.data.windows import interleave, source_of, windows
+from moescope.data.windows import characters, interleave, source_of, windows
 
 TEXT = st.text(alphabet="ab \n\r😀é", max_size=400)
 
@@ -58,7 +58,7 @@ def test_interleaved_sources_stay_within_one_document_of_each_other(lengths: lis
     given_by: Counter[str] = Counter({str(s): 0 for s in range(len(sources))})
     left = Counter({str(s): len(ns) for s, ns in enumerate(lengths)})
     seen = []
-    for document in interleave(iter(source) for source in sources):
+    for document in interleave(map(iter, sources), characters):
         alive = [s for s in given_by if left[s]]
         assert max(given_by[s] for s in alive) - min(given_by[s] for s in alive) <= longest
         given_by[document.labels["s"]] += len(document.text)
@@ -69,6 +69,6 @@ def test_interleaved_sources_stay_within_one_document_of_each_other(lengths: lis
 
 @pytest.mark.parametrize("cap", [1, 25, 1000])
 def test_a_capped_source_gives_less_than_the_cap_and_one_document(cap: int) -> None:
-    merged = interleave([iter([Document(str(i), "x" * 10) for i in range(20)])], cap=cap)
+    merged = interleave([iter([Document(str(i), "x" * 10) for i in range(20)])], characters, cap)
     total = sum(len(document.text) for document in merged)
     assert total == min(200, -(-cap // 10) * 10)

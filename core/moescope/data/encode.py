@@ -38,7 +38,7 @@ def encode(
     """
     kept: list[tuple[Document, Pieces]] = []
     left = max_tokens
-    for document, pieces in encoded(documents, tokenizer):
+    for document, pieces in encoded(documents, Encoder(tokenizer)):
         if left is not None:
             if left <= 0:
                 break
@@ -48,9 +48,8 @@ def encode(
     return assemble(kept, source or {})
 
 
-def encoded(documents: Iterable[Document], tokenizer: Tokenizer, batch: int = 32) -> Iterator[tuple[Document, Pieces]]:
+def encoded(documents: Iterable[Document], encoder: Encoder, batch: int = 32) -> Iterator[tuple[Document, Pieces]]:
     """Each document with its tokens; documents that give no token are left out. Batches grow from `batch` to 512."""
-    encoder = Encoder(tokenizer)
     rest = iter(documents)
     while chunk := list(islice(rest, batch)):
         for document, pieces in zip(chunk, encoder.encode([document.text for document in chunk]), strict=True):

@@ -18,7 +18,7 @@ from moescope.data import packages
 from moescope.data.base import Document, TextCorpus
 from moescope.data.packages import SourceFile
 from moescope.data.syntax import syntax_spans
-from moescope.data.windows import interleave, windows
+from moescope.data.windows import characters, interleave, windows
 
 Domain = Literal["python", "cpp", "english", "licence", "data"]
 DOMAINS: tuple[Domain, ...] = ("python", "cpp", "english", "licence", "data")
@@ -91,7 +91,7 @@ class InstalledCorpus(TextCorpus):
             "licence": lambda: _licences(distributed, self.config.max_characters),
             "data": lambda: [_Lazy(file, _plain) for file in untested if _is_data(file)],
         }
-        return interleave(self._domain(domain, make[domain]()) for domain in self.config.domains)
+        return interleave((self._domain(domain, make[domain]()) for domain in self.config.domains), characters)
 
     def _domain(self, domain: Domain, found: Iterable[_Lazy]) -> Iterator[Document]:
         by_package: dict[str, list[_Lazy]] = {}
@@ -100,7 +100,7 @@ class InstalledCorpus(TextCorpus):
                 by_package.setdefault(item.file.package, []).append(item)
         order = sorted(by_package, key=lambda package: _hash(self.config.seed, package))
         sources = (self._package(domain, package, by_package[package]) for package in order)
-        return interleave(sources, cap=self.config.package_cap)
+        return interleave(sources, characters, cap=self.config.package_cap)
 
     def _package(self, domain: Domain, package: str, items: list[_Lazy]) -> Iterator[Document]:
         for item in sorted(items, key=lambda item: _hash(self.config.seed, item.file.id)):

@@ -14,15 +14,16 @@ from moescope.config import dump, parse
 from moescope.data import CORPORA
 from moescope.data.base import Corpus, Document, TextCorpus, TokenSet, VectorCorpus
 from moescope.data.encode import assemble, encoded, shortened
-from moescope.data.pieces import Pieces
+from moescope.data.pieces import Encoder, Pieces
 from moescope.data.tokens import GROUPS, select
-from moescope.data.windows import interleave
+from moescope.data.windows import characters, interleave
 from moescope.errors import InputError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Spec = str | Mapping[str, Any]
+_Encoded = tuple[Document, Pieces]
 
 _FEWEST_DOCUMENTS = 32
 _SHORTEST = 128
@@ -64,7 +65,7 @@ def _parsed(spec: Spec) -> tuple[str, dict[str, Any]]:
 def load_tokens(spec: Spec, tokenizer: Tokenizer | None, max_tokens: int, seed: int = 0) -> TokenSet:
     """At most `max_tokens` tokens of what `spec` names, a fair share from every group of documents.
 
-    Text: where there is more than `max_tokens`, groups (domains, or a user's label) give the same number of characters
+    Text: where there is more than `max_tokens`, groups (domains, or a user's label) give the same number of tokens
     where they can, and no document gives more than max(128, max_tokens / 32) tokens while there are others, so that
     a small set still holds many documents. Text without groups is read from its beginning. Otherwise: `max_tokens`
     worth of whole documents, drawn by `seed`. `tokenizer` is needed for text only. Raises `InputError`.
@@ -80,11 +81,7 @@ def load_tokens(spec: Spec, tokenizer: Tokenizer | None, max_tokens: int, seed: 
     if tokenizer is None:
         raise InputError(f"The data {name!r} is text, and the model has no tokenizer: it reads no text.")
     assert isinstance(corpus, TextCorpus)
-    stream, place, capped = _stream(corpus, seed, max_tokens)
-    kept = _fill(stream, tokenizer, max_tokens, capped)
-    if place is not None:
-        kept.sort(key=lambda item: place[item[0].id])
-    found = assemble(kept, source)
+    found = assemble(_taken(corpus, Encoder(tokenizer), max_tokens, seed), source)
     if not found.num_tokens:
         raise InputError(f"{name}: there is no text in it.")
     return found
@@ -95,9 +92,8 @@ def load_documents(spec: Spec, max_characters: int | None = None, seed: int = 0)
     name, corpus = open_corpus(spec, seed)
     if not isinstance(corpus, TextCorpus):
         raise InputError(f"The data {name!r} is not text.")
-    stream, _, _ = _stream(corpus, seed, None)
     found, total = [], 0
-    for document in stream:
+    for document in _in_shares(corpus, seed):
         if max_characters is not None and total >= max_characters:
             break
         found.append(document)
@@ -118,48 +114,51 @@ def pasted(text: str, name: str = "pasted") -> list[Document]:
     return [Document(name, text)]
 
 
-def _stream(
-    corpus: TextCorpus, seed: int, budget: int | None
-) -> tuple[Iterator[Document], dict[str, int] | None, bool]:
-    """Documents in the order in which to take them, their places in the corpus, and whether each gives a part only."""
+def _in_shares(corpus: TextCorpus, seed: int) -> Iterator[Document]:
     if corpus.interleaved:
-        return corpus.documents(), None, True
+        return corpus.documents()
     pool = list(corpus.documents())
+    groups = _groups(pool, seed)
+    return interleave(map(iter, groups), characters) if groups else iter(pool)
+
+
+def _groups(pool: list[Document], seed: int) -> list[list[Document]]:
+    """The documents by their value of the first label in GROUPS that any has, shuffled; nothing where none has one."""
     label = next((name for name in GROUPS if any(name in document.labels for document in pool)), None)
     if label is None:
-        return iter(pool), None, False
-    place = {document.id: index for index, document in enumerate(pool)}
+        return []
     groups: dict[str | None, list[Document]] = {}
     for index in np.random.default_rng(seed).permutation(len(pool)):
         groups.setdefault(pool[index].labels.get(label), []).append(pool[index])
-    ordered = sorted(groups, key=lambda value: (value is None, value or ""))
-    # Only so much of a long document will count, by about four bytes a token.
-    most = 4 * _cap(budget) if budget else None
-
-    def size(document: Document) -> int:
-        full = len(document.text.encode())
-        return full if most is None else min(full, most)
-
-    return interleave((iter(groups[value]) for value in ordered), size=size), place, True
+    return [groups[value] for value in sorted(groups, key=lambda value: (value is None, value or ""))]
 
 
-def _cap(budget: int) -> int:
-    return max(_SHORTEST, budget // _FEWEST_DOCUMENTS)
-
-
-def _fill(stream: Iterator[Document], tokenizer: Tokenizer, budget: int, capped: bool) -> list[tuple[Document, Pieces]]:
+def _taken(corpus: TextCorpus, encoder: Encoder, budget: int, seed: int) -> list[_Encoded]:
     """Documents with their tokens, `budget` tokens in all if there are as many."""
-    cap = _cap(budget) if capped else budget
-    found: list[tuple[Document, Pieces]] = []
+    cap = max(_SHORTEST, budget // _FEWEST_DOCUMENTS)
+    if corpus.interleaved:
+        return _fill(encoded(corpus.documents(), encoder), budget, cap)
+    pool = list(corpus.documents())
+    groups = _groups(pool, seed)
+    if not groups:
+        return _fill(encoded(pool, encoder), budget, budget)
+    sources = [encoded(group, encoder, batch=4) for group in groups]
+    kept = _fill(interleave(sources, lambda item: min(len(item[1]), cap)), budget, cap)
+    place = {document.id: index for index, document in enumerate(pool)}
+    return sorted(kept, key=lambda item: place[item[0].id])
+
+
+def _fill(stream: Iterator[_Encoded], budget: int, cap: int) -> list[_Encoded]:
+    """Documents of the stream, at most `cap` tokens of each, until there are `budget`; more of each where it ends."""
+    found: list[_Encoded] = []
     total = 0
-    for document, pieces in encoded(stream, tokenizer):
-        found.append((document, pieces))
-        total += min(len(pieces), cap)
+    for item in stream:
+        found.append(item)
+        total += min(len(item[1]), cap)
         if total >= budget:
             break
-    lengths = np.array([len(pieces) for _, pieces in found])
     if total < budget:
-        cap = _level(lengths, budget)
+        cap = _level(np.array([len(pieces) for _, pieces in found]), budget)
     kept, left = [], budget
     for document, pieces in found:
         document, pieces = shortened(document, pieces, min(cap, left))

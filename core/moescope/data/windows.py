@@ -7,9 +7,11 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from operator import attrgetter
+from typing import TypeVar
 
 from moescope.data.base import Document, Span
 
+T = TypeVar("T")
 _START, _END = attrgetter("start"), attrgetter("end")
 
 
@@ -40,7 +42,7 @@ def _cuts(text: str, size: int) -> Iterator[tuple[int, int]]:
         blank = text.rfind("\n\n", start + size // 2, limit)
         line = text.rfind("\n", start, limit)
         end = blank + 2 if blank >= 0 else line + 1 if line >= 0 else limit
-        if not blank >= 0 and not line >= 0 and text[end - 1] == "\r" and text[end] == "\n" and end - 1 > start:
+        if end == limit and text[end - 1 : end + 1] == "\r\n" and end - 1 > start:
             end -= 1
         yield start, end
         start = end
@@ -61,27 +63,29 @@ def source_of(name: str) -> str:
     return head if mark and tail.isdigit() else name
 
 
-def interleave(
-    sources: Iterable[Iterator[Document]],
-    cap: int | None = None,
-    size: Callable[[Document], int] = lambda document: len(document.text),
-) -> Iterator[Document]:
-    """Merge sources, always taking from the one that has given the least so far, in characters or by `size`.
+def interleave(sources: Iterable[Iterator[T]], size: Callable[[T], int], cap: int | None = None) -> Iterator[T]:
+    """Merge sources, always taking from the one that has given the least so far, by `size`.
 
-    Among sources that still have documents, what they have given differs by at most one document; a source that ends
-    leaves its share to the others. A source that has given `cap` or more is left out from then on.
+    Among sources that still have items, what they have given differs by at most one item; a source that ends leaves
+    its share to the others. A source that has given `cap` or more is left out from then on.
     """
     heap = [(0, order, source) for order, source in enumerate(sources)]
     heapq.heapify(heap)
     while heap:
         given, order, source = heap[0]
-        document = next(source, None)
-        if document is None:
+        try:
+            item = next(source)
+        except StopIteration:
             heapq.heappop(heap)
             continue
-        given += size(document)
+        given += size(item)
         if cap is not None and given >= cap:
             heapq.heappop(heap)
         else:
             heapq.heapreplace(heap, (given, order, source))
-        yield document
+        yield item
+
+
+def characters(document: Document) -> int:
+    """A document's size for `interleave`."""
+    return len(document.text)
