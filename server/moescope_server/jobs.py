@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -14,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from moescope.events import Event
-from moescope.store import JobRow, NotFoundError, RunRow, Store
+from moescope.store import JobRow, NotFoundError, Store
 from moescope.store.rows import JobKind
 from moescope_server.processes import same_process, send, this_process
+from moescope_server.workers import STAYING, Workers, forget
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +65,9 @@ class _Watched:
 class JobRunner:
     """A thread that starts queued jobs and watches running ones, also those that an earlier server started."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, workers: Workers | None = None) -> None:
         self.store = store
+        self._workers = workers or Workers(store)
         self._watched: dict[str, _Watched] = {}
         self._wake = threading.Event()
         self._stop = threading.Event()
@@ -83,9 +83,10 @@ class JobRunner:
         self._wake.set()
         if self._thread is not None:
             self._thread.join()
+        self._workers.close()
         for watched in self._watched.values():
             if watched.process is not None:
-                watched.process.returncode = 0  # it is left to run on purpose: no warning when it is forgotten
+                forget(watched.process)
 
     def submit(self, kind: JobKind, spec: Mapping[str, Any]) -> JobRow:
         with self.store.database.transaction():
@@ -105,7 +106,7 @@ class JobRunner:
         """Ask a job to end. A queued one is cancelled at once; a running one is killed if it does not listen."""
         row = self.store.job(id)
         if row.status == "queued" and change_job(self.store, id, where={"status": "queued"}, status="cancelled"):
-            self._close_run(row, "stopped", None)
+            self._close_run(row, None)
         elif row.active:
             change_job(self.store, id, where={"status": ["queued", "running"]}, cancel=True)
         self._wake.set()
@@ -129,11 +130,13 @@ class JobRunner:
                 del self._watched[row.id]
             elif row.cancel:
                 self._press(row, watched)
-        for id in [id for id in self._watched if not self.store.job(id).active]:
-            process = self._watched[id].process
-            if process is None or process.poll() is not None:
+        for id, watched in list(self._watched.items()):
+            row = self.store.job(id)
+            gone = watched.process is None or watched.process.poll() is not None
+            if not row.active and (gone or row.kind in STAYING):
                 del self._watched[id]  # it finished and said so itself
         self._start_queued()
+        self._workers.let_idle_go()
 
     def _start_queued(self) -> None:
         busy = {kind for row in self.store.jobs(status="running") for kind in LANES[row.kind]}
@@ -143,21 +146,8 @@ class JobRunner:
                 busy |= LANES[row.kind]
 
     def _spawn(self, row: JobRow) -> None:
-        if not change_job(self.store, row.id, where={"status": "queued"}, status="running", stage="starting"):
-            return
-        command = [sys.executable, "-m", "moescope_server.worker", str(self.store.home), row.id]
-        if self.store.samples is not None:
-            command.append(str(self.store.samples))
-        with self.store.job_log(row.id).open("wb") as errors:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=errors,
-                stderr=errors,
-                start_new_session=True,  # its own group; and neither Ctrl-C nor the server's death reaches it
-                env=worker_environment(),
-            )
-        self._watched[row.id] = _Watched(process)
+        if change_job(self.store, row.id, where={"status": "queued"}, status="running", stage="starting"):
+            self._watched[row.id] = _Watched(self._workers.start(row))
 
     @staticmethod
     def _ended(row: JobRow, watched: _Watched) -> bool:
@@ -166,9 +156,11 @@ class JobRunner:
         return not same_process(row.pid, row.pid_start)
 
     def _press(self, row: JobRow, watched: _Watched) -> None:
-        pid = row.pid or (watched.process.pid if watched.process is not None else None)
+        pid = row.pid
+        if pid is None and watched.process is not None and row.kind not in STAYING:
+            pid = watched.process.pid
         if pid is None:
-            return
+            return  # a process that waits for work does not listen yet
         if watched.deadline is None:
             watched.deadline = time.monotonic() + GRACE[row.kind]
             send(pid, signal.SIGTERM)
@@ -183,11 +175,11 @@ class JobRunner:
         code = watched.process.returncode if watched.process is not None else None
         if row.cancel:
             change_job(self.store, row.id, where={"status": "running"}, status="cancelled", seconds_left=None)
-            self._close_run(row, "stopped", None)
+            self._close_run(row, None)
             return
         error = self._cause_of_death(row, code)
         change_job(self.store, row.id, where={"status": "running"}, status="failed", error=error, seconds_left=None)
-        self._close_run(row, "failed", error)
+        self._close_run(row, error)
 
     def _cause_of_death(self, row: JobRow, code: int | None) -> str:
         if code is not None and code < 0:
@@ -201,7 +193,7 @@ class JobRunner:
         last = f": {lines[-1][:300]}" if lines else ""
         return f"The process ended in the stage {row.stage!r} without finishing{last}."
 
-    def _close_run(self, row: JobRow, status: str, error: str | None) -> None:
+    def _close_run(self, row: JobRow, error: str | None) -> None:
         """A train job's run ends with it, also when the process could not say so."""
         run = row.spec.get("run")
         if row.kind != "train" or run is None:
@@ -212,17 +204,6 @@ class JobRunner:
             return
         if current.status not in ("queued", "running"):
             return
-        if status == "failed":
-            self.store.append(Event(run=run, step=current.step, kind="run_failed", payload={"error": error}))
-        else:
-            self.store.database.update(RunRow, run, status=status)
-
-
-def worker_environment() -> dict[str, str]:
-    """The environment of a job: torch and numba use the cores there are, and nothing is fetched unasked."""
-    cores = str(os.cpu_count() or 1)
-    environment = dict(os.environ)
-    environment.setdefault("OMP_NUM_THREADS", cores)
-    environment.setdefault("TOKENIZERS_PARALLELISM", "false")
-    environment["PYTHONUNBUFFERED"] = "1"
-    return environment
+        kind = "run_failed" if error is not None else "run_stopped"
+        payload = {"error": error} if error is not None else {"path": None}
+        self.store.append(Event(run=run, step=current.step, kind=kind, payload=payload))

@@ -1,7 +1,11 @@
-"""One job, in a process of its own: `python -m moescope_server.worker HOME JOB [SAMPLES]`."""
+"""Jobs, in a process of their own: `python -m moescope_server.worker HOME SAMPLES JOB`.
+
+With `-` for JOB, it does the jobs whose ids it reads from its standard input, and ends with it.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -54,6 +58,8 @@ def run(store: Store, id: str) -> int:
     from moescope_server.tasks import TASKS
 
     row = store.job(id)
+    if row.status != "running":
+        return 1  # it was cancelled, or given up, before this process came to it
     store.database.update(JobRow, id, **this_process())
     stop = threading.Event()
     _listen_for_cancel(row.kind == "train", stop)
@@ -69,7 +75,9 @@ def run(store: Store, id: str) -> int:
         traceback.print_exc()
         finish(store, id, "failed", error=_sentence(error))
         return 1
-    cancelled = stop.is_set() and not (result or {}).get("finished", False)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    cancelled = stop.is_set() and not result.get("finished", False)
     finish(store, id, "cancelled" if cancelled else "done", result=result)
     return 0
 
@@ -91,11 +99,22 @@ def _sentence(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
 
 
+def _run_many(store: Store) -> int:
+    """Do one job after another, each with its own log, until there is nothing more to read."""
+    for line in sys.stdin:
+        id = line.strip()
+        with store.job_log(id).open("wb") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        run(store, id)
+    return 0
+
+
 def main(arguments: list[str]) -> int:
-    home, id, *rest = arguments
-    store = Store(Path(home), samples=Path(rest[0]) if rest else None)
+    home, samples, what = arguments
+    store = Store(Path(home), samples=Path(samples) if samples else None)
     try:
-        return run(store, id)
+        return _run_many(store) if what == "-" else run(store, what)
     finally:
         store.close()
 
