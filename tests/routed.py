@@ -21,13 +21,15 @@ def routed_trace(
     hidden_nd: np.ndarray | None = None,
     **fields: Any,
 ) -> Trace:
-    """One layer (id 3) whose tokens went where `expert_TK` says (-1 for empty slots); `fields` replace parts of the layer."""
+    """One layer (id 3) whose tokens went where `expert_TK` says (-1: empty); `fields` replace parts of it."""
     experts = np.asarray(expert_TK, dtype=np.int32)
     if experts.ndim == 1:
         experts = experts[:, None]
     num_tokens = experts.shape[0]
     layer = LayerTrace(
-        meta=LayerMeta(layer=3, path="blocks.3.moe.router", router="made_up", num_experts=num_experts, k=experts.shape[1]),
+        meta=LayerMeta(
+            layer=3, path="blocks.3.moe.router", router="made_up", num_experts=num_experts, k=experts.shape[1]
+        ),
         expert_TK=experts,
         gate_TK=(experts >= 0).astype(np.float32),
         sent_TK=experts >= 0,

@@ -9,13 +9,13 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-from routed import labelled, routed_trace
-from synthetic import make_trace
 
 from moescope.errors import InputError
 from moescope.metrics import METRICS, Measurement, measure
 from moescope.trace.io import read_trace, write_trace
 from moescope.trace.schema import Trace
+from routed import labelled, routed_trace
+from synthetic import make_trace
 
 FAST = {"permutations": 40, "bootstrap": 40}
 

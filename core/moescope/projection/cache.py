@@ -14,7 +14,7 @@ from moescope.projection.base import Projection
 def load(folder: Path, key: str, num_points: int) -> Projection | None:
     """The stored projection of `num_points` points; None if there is none, or the file is not what it should be."""
     try:
-        with np.load(folder / f"{key}.npz", allow_pickle=False) as file:
+        with (folder / f"{key}.npz").open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             fields = {name: file[name] for name in file.files}
         explained = np.asarray(fields["explained"], np.float64)
         found = Projection(

@@ -20,6 +20,8 @@ EPOCHS: Final = 200
 EPOCHS_AFTER: Final = 40
 RATE_AFTER: Final = 0.25
 FEWEST_POINTS: Final = 10
+PLACED: Final = 0.95
+"""How far the work is when the points are placed."""
 
 
 def umap_layout(
@@ -83,7 +85,7 @@ class _Epochs:
     def write(self, text: str) -> int:
         found = re.search(r"\d+", text)
         if found:
-            self.progress("placing points", min(1.0, 0.05 + 0.9 * int(found[0]) / self.epochs))
+            self.progress("placing points", min(PLACED, 0.05 + (PLACED - 0.05) * int(found[0]) / self.epochs))
         return len(text)
 
     def flush(self) -> None: ...

@@ -129,7 +129,7 @@ def _compute(
     if after is not None:
         xy = turn_to(xy, after.xy)
     if progress is not None:
-        progress("judging the map", 0.95)
+        progress("judging the map", layout.PLACED)
     trust, neighbours = trustworthiness(vectors, xy, seed=seed)
     return Projection(
         xy=xy,
