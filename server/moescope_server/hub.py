@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from moescope.events import Event
 from moescope.store import Store
@@ -71,17 +71,23 @@ class EventHub:
             raise RuntimeError("the hub was not started")
         return await asyncio.to_thread(database.events_after, after, limit=_PAGE)
 
-    async def follow(self, after: int) -> AsyncIterator[Event]:
-        """Every event with an id above `after`, in order, until the hub is closed."""
+    async def follow(self, after: int, heartbeat: float = 15.0) -> AsyncGenerator[list[Event], None]:
+        """Every event with an id above `after`, in order, until the hub is closed.
+
+        An empty list is a sign of life, after so many seconds in which nothing happened.
+        """
         position = after
         while not self.closed:
             news = self._news
-            if position >= self.last:
-                await news.wait()
+            if position < self.last:
+                batch = await self._since(position)
+                position = batch[-1].id
+                yield batch
                 continue
-            for event in await self._since(position):
-                position = event.id
-                yield event
+            try:
+                await asyncio.wait_for(news.wait(), heartbeat)
+            except TimeoutError:
+                yield []
 
     async def _since(self, position: int) -> list[Event]:
         if self._kept and self._kept[0].id <= position + 1:
