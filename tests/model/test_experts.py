@@ -86,6 +86,7 @@ def test_low_precision_stays_near_float64(way: str) -> None:
     single.load_state_dict(wide.state_dict())
     with torch.autocast("cpu", torch.bfloat16):
         y_Td = single(x_Td.float(), *slots)
+    assert y_Td.dtype == torch.bfloat16, "computed in autocast's dtype, not beside it"
     torch.testing.assert_close(y_Td.float(), expected, rtol=0.03, atol=0.03)
     y_Td.sum().backward()
     assert single.down.grad is not None and single.down.grad.dtype == torch.float32

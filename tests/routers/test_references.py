@@ -214,3 +214,5 @@ def test_capacity_is_the_exact_ceiling(factor: float, tokens: int, experts: int)
     """As in rational arithmetic: 1.1 * 10 / 1 is 11, where floating point says a little more."""
     alive_E = torch.arange(experts + 2) < experts
     assert capacity(factor, tokens, alive_E).item() == room(factor, tokens, experts)
+    assert capacity(factor, torch.tensor(tokens), alive_E).item() == room(factor, tokens, experts)
+    assert capacity(1e-12, tokens, alive_E).item() == 1
