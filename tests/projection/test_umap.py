@@ -97,7 +97,7 @@ def test_neighbours_are_exact_and_include_the_vector_itself() -> None:
 
 
 def test_beyond_the_exact_size_neighbours_come_from_pynndescent_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numba compiles the real one for 20 seconds: benchmarks/projection.py prints its recall, its call is checked here."""
+    """Numba compiles the real one for 20 s: benchmarks/projection.py prints its recall, its call is checked here."""
     signature = inspect.signature(pynndescent.NNDescent.__init__)
     asked: dict[str, Any] = {}
 
