@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from moescope.figures.counts import confidence, document_names
-from moescope.figures.wording import Contexts, escape, number, shown_token, token_name
+from moescope.figures.wording import Words, escape, number, shown_token
 from moescope.trace.schema import LayerTrace, Trace
 
 
@@ -24,11 +24,11 @@ def token_hovers(trace: Trace, traced: LayerTrace, token: np.ndarray) -> list[st
 
 
 def _words(trace: Trace, token: np.ndarray) -> list[str]:
-    contexts = Contexts(trace)
+    words = Words(trace)
     made = []
     for index in token.tolist():
-        before, after = contexts.around(index, 28, 18)
-        made.append(f"{escape(before)}<b>{escape(shown_token(token_name(trace, index)))}</b>{escape(after)}")
+        before, after = words.around(index, 28, 18)
+        made.append(f"{escape(before)}<b>{escape(shown_token(words.name(index)))}</b>{escape(after)}")
     return made
 
 

@@ -26,41 +26,34 @@ def shown_token(text: str) -> str:
     return "␣" * left + inner + "␣" * right
 
 
-def token_name(trace: Trace, index: int) -> str:
-    """What to call one token: its text; of an image, its row and column of patches; of a vector, its number."""
-    if trace.meta.kind == "text":
-        return trace.token_text(index)
-    position = int(trace.position[index])
-    if trace.meta.kind == "patches":
-        side = patch_side(trace, int(trace.doc[index]))
-        return f"row {position // side + 1}, column {position % side + 1}" if side else f"patch {position + 1}"
-    return f"vector {index}"
-
-
-def patch_side(trace: Trace, doc: int) -> int:
-    """Patches in a row of a document's image, where its patches fill a square; else 0."""
-    first, last = np.searchsorted(trace.doc, [doc, doc + 1])
-    side = math.isqrt(int(last - first))
-    return side if side * side == last - first else 0
-
-
-class Contexts:
-    """The text around tokens, inside their documents. Made once per trace, asked once per token."""
+class Words:
+    """What to call a trace's tokens, and the text around them inside their documents."""
 
     def __init__(self, trace: Trace) -> None:
-        self._text = trace.text
-        self._starts: list[int] = [] if trace.start is None else trace.start.tolist()
-        self._ends: list[int] = [] if trace.end is None else trace.end.tolist()
-        new = np.flatnonzero(np.diff(trace.doc, prepend=-1))
-        self._first = np.repeat(new, np.diff(new, append=trace.num_tokens)).tolist()
-        self._last = np.repeat(np.append(new[1:], trace.num_tokens) - 1, np.diff(new, append=trace.num_tokens)).tolist()
+        self._trace = trace
+        documents = int(trace.doc[-1]) + 1 if trace.num_tokens else 0
+        self._bounds = np.searchsorted(trace.doc, np.arange(documents + 1))
+        largest = int(np.diff(self._bounds).max(initial=0))
+        side = math.isqrt(largest)
+        self._side = side if side * side == largest else 0
+
+    def name(self, index: int) -> str:
+        """Text: the token's. Patches: "row,column" from 0, where an image's patches fill a square. Vectors: a number."""
+        trace = self._trace
+        if trace.start is not None:
+            return trace.token_text(index)
+        if trace.meta.kind == "patches":
+            position = int(trace.position[index])
+            return f"patch {position // self._side},{position % self._side}" if self._side else f"patch {position}"
+        return f"vector {index}"
 
     def around(self, index: int, before: int = 40, after: int = 30) -> tuple[str, str]:
         """At most so many bytes before and after one token, cut between characters; empty for what is not text."""
-        if not self._starts:
+        trace = self._trace
+        if trace.start is None or trace.end is None:
             return "", ""
-        text, start, end = self._text, self._starts[index], self._ends[index]
-        first, last = self._starts[self._first[index]], self._ends[self._last[index]]
+        text, start, end, doc = trace.text, int(trace.start[index]), int(trace.end[index]), int(trace.doc[index])
+        first, last = int(trace.start[self._bounds[doc]]), int(trace.end[self._bounds[doc + 1] - 1])
         low, high = max(first, start - before), min(last, end + after)
         while first < low < start and text[low] & 0xC0 == 0x80:
             low += 1

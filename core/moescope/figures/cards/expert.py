@@ -9,7 +9,7 @@ from scipy import stats
 
 from moescope.errors import InputError
 from moescope.figures.counts import MIN_COUNT, document_names, get_layer, label_counts, layer_load, lift
-from moescope.figures.wording import Contexts, token_name
+from moescope.figures.wording import Words
 from moescope.metrics.view import alive_experts
 from moescope.trace.schema import LayerTrace, Trace
 
@@ -74,12 +74,13 @@ def _top_tokens(trace: Trace, token_A: np.ndarray, gate_A: np.ndarray) -> list[d
     strongest: dict[int, int] = {}
     for at in np.lexsort((token_A, -gate_A)).tolist():
         strongest.setdefault(int(place_T[token_A[at]]), int(token_A[at]))
+    words = Words(trace)
     clear = _clear(count, seen, base)
     ranked = np.lexsort((kinds, -count, -bits, ~clear)).tolist()
     order = [i for i in ranked if seen[i] >= MIN_COUNT and count[i] and bits[i] > 0]
     return [
         {
-            "text": token_name(trace, strongest[i]),
+            "text": words.name(strongest[i]),
             "count": int(count[i]),
             "of": int(seen[i]),
             "share": float(count[i] / seen[i]),
@@ -103,11 +104,11 @@ def _clear(count_N: np.ndarray, seen_N: np.ndarray, base: float) -> np.ndarray:
 
 
 def _contexts(trace: Trace, traced: LayerTrace, token_A: np.ndarray, gate_A: np.ndarray) -> list[dict[str, Any]]:
-    names, around, found, said = document_names(trace), Contexts(trace), [], set()
+    names, words, found, said = document_names(trace), Words(trace), [], set()
     for at in np.lexsort((token_A, traced.entropy_T[token_A], -gate_A)).tolist():
         token = int(token_A[at])
-        before, after = around.around(token)
-        text = token_name(trace, token)
+        before, after = words.around(token)
+        text = words.name(token)
         if trace.meta.kind != "text":
             before = f"{names[int(trace.doc[token])]}: "
         if (before, text, after) in said:

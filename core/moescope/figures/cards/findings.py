@@ -10,7 +10,7 @@ import numpy as np
 from moescope.data.base import Labels
 from moescope.figures.cards.association import Cell, discoveries, layer_cells, units
 from moescope.figures.counts import layer_load
-from moescope.figures.wording import number, percent, ratio, shown_token, token_name
+from moescope.figures.wording import Words, number, percent, ratio, shown_token
 from moescope.metrics.base import Measurement
 from moescope.trace.schema import Trace
 
@@ -68,7 +68,8 @@ def _token_types(trace: Trace) -> Labels | None:
     code = np.full(len(kinds), len(common), np.int64)
     code[common] = np.arange(len(common))
     example = {int(place): i for i, place in reversed(list(enumerate(place_T.tolist())))}
-    names = [token_name(trace, example[int(i)]) for i in common]
+    words = Words(trace)
+    names = [words.name(example[int(i)]) for i in common]
     return Labels(codes=code[place_T], names=(*names, "any other"), scope="token")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from moescope.errors import InputError
 from moescope.figures.counts import document_names, document_spans, get_layer
-from moescope.figures.wording import token_name
+from moescope.figures.wording import Words
 from moescope.trace.schema import Trace
 
 MAX_WINDOW = 5000
@@ -33,11 +33,11 @@ def token_window(trace: Trace, layer: int, start: int = 0, count: int = 500) -> 
     sampled = np.zeros(trace.num_tokens, dtype=bool)
     if trace.sample is not None:
         sampled[trace.sample] = True
-    names, seen = document_names(trace), set(doc.tolist())
+    names, seen, words = document_names(trace), set(doc.tolist()), Words(trace)
     return {
         "start": start,
         "total": trace.num_tokens,
-        "text": [token_name(trace, i) for i in range(start, window.stop)],
+        "text": [words.name(i) for i in range(start, window.stop)],
         "doc": doc.tolist(),
         "experts": _ragged(expert, wanted),
         "gates": _ragged(gate, wanted),
