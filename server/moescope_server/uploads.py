@@ -155,7 +155,7 @@ def _register(store: Store, work: Path, files: list[Path], max_bytes: int) -> Ch
         raise InputError("No uploaded file belongs to a checkpoint: that is a config.json with safetensors.")
     if len(files) == 1 and files[0].suffix.lower() == ".safetensors":
         return _register_single(store, files[0])
-    name = work.name
+    name = ""
     for archive in [file for file in files if file.suffix.lower() == ".zip"]:
         if len(files) > 1:
             raise InputError("Upload a zip archive alone, without other files beside it.")
@@ -187,7 +187,8 @@ def _register_folder(store: Store, work: Path, name: str) -> CheckpointRow:
     root = _root(work)
     if root != work and root.name != "archive":
         name = root.name
-    inspect_checkpoint(root, weights=True)
+    card = inspect_checkpoint(root, weights=True)
+    name = name or f"{card.family} checkpoint"
     id = new_id(name)
     target = store.home / "checkpoints" / id
     root.rename(target)

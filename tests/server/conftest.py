@@ -88,3 +88,27 @@ def running(app: FastAPI, settings: Settings) -> Iterator[Running]:
         yield made
         made.stop()
         assert not thread.is_alive(), "the server did not stop"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint of ours with random weights, that reads patches as `digits` has them."""
+    from moescope.model import ModelConfig, Transformer
+    from moescope.model.checkpoint import save_checkpoint
+
+    config = ModelConfig(
+        input="patches",
+        head="class",
+        causal=False,
+        d_input=4,
+        num_classes=10,
+        max_seq=16,
+        d_model=16,
+        num_layers=2,
+        num_heads=2,
+        num_experts=4,
+        d_expert=8,
+    )
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-vit"
+    save_checkpoint(folder, Transformer(config, seed=0), None, {"title": "Tiny"})
+    return folder
