@@ -48,9 +48,9 @@ class ExpertChoice(LinearRouter):
         may_TE = context.valid_T[:, None] & context.alive_E
         scores_TE = only_alive(probs_TE, context.alive_E).masked_fill(~may_TE, -torch.inf)
         room = capacity(self.config.capacity_factor, context.valid_T.sum(), context.alive_E)
-        order_TE = scores_TE.detach().sort(dim=0, descending=True, stable=True).indices
-        place_TE = order_TE.argsort(dim=0)
-        taken_TE = (place_TE < room) & may_TE
+        order_ET = scores_TE.detach().T.contiguous().sort(dim=1, descending=True, stable=True).indices
+        first_ET = (torch.arange(len(h_Td), device=h_Td.device) < room).expand_as(order_ET)
+        taken_TE = torch.zeros_like(first_ET).scatter(1, order_ET, first_ET).T & may_TE
         expert_TK = rank(probs_TE.detach().where(taken_TE, -torch.inf), self.num_experts)
         wanted_TK = taken_TE.gather(1, expert_TK)
         return decide(logits_TE, probs_TE, scores_TE, expert_TK, wanted_TK, context, renormalise=False)
