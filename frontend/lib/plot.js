@@ -67,8 +67,8 @@ export function copy(figure) {
   return own;
 }
 
-/** @param {Record<string, any>} layout @param {FigureMeta} meta */
-function themed(layout, meta) {
+/** @param {Record<string, any>} layout @param {FigureMeta} meta @param {string} drag */
+function themed(layout, meta, drag) {
   const ink = colour("--ink");
   const muted = colour("--muted");
   const line = colour("--line");
@@ -90,8 +90,7 @@ function themed(layout, meta) {
     font: { ...layout.font, family, size: 12, color: ink },
     hoverlabel: { bgcolor: colour("--raised"), bordercolor: line, font: { color: ink, size: 12, family }, align: "left", namelength: -1 },
     legend: { ...layout.legend, bgcolor: "rgba(0,0,0,0)", font: { color: ink, size: 11 } },
-    modebar: { bgcolor: "rgba(0,0,0,0)", color: muted, activecolor: colour("--accent"), orientation: "h" },
-    dragmode: points ? "lasso" : cells ? false : "zoom",
+    dragmode: points ? drag : cells ? false : "zoom",
     newselection: { line: { color: colour("--accent"), width: 1.5 } },
     activeselection: { fillcolor: "rgba(0,0,0,0)", opacity: 1 },
     margin: { l: 8, r: 8, t: 8, b: 8, ...layout.margin },
@@ -106,17 +105,20 @@ function themed(layout, meta) {
   return out;
 }
 
-const CONFIG = { displaylogo: false, responsive: false, modeBarButtons: [["lasso2d", "select2d", "pan2d", "resetScale2d", "toImage"]] };
+const CONFIG = { displaylogo: false, responsive: false, displayModeBar: false };
 
-/** Draw, or draw again with the theme's colours. @param {HTMLElement} element @param {FigureJson} figure @returns {Promise<GraphDiv>} */
-export async function draw(element, figure) {
+/**
+ * Draw, or draw again with the theme's colours; `drag` is what a drag over points does.
+ * @param {HTMLElement} element @param {FigureJson} figure @param {string} drag @returns {Promise<GraphDiv>}
+ */
+export async function draw(element, figure, drag) {
   const Plots = await plotly();
   const meta = figure.layout.meta;
   const points = meta.name === "token_map";
-  const config = { ...CONFIG, scrollZoom: points, displayModeBar: points ? "hover" : false };
+  const config = { ...CONFIG, scrollZoom: points };
   const bar = colour("--muted");
   const data = figure.data.map((trace) => (trace.colorbar ? { ...trace, colorbar: { ...trace.colorbar, title: { ...trace.colorbar.title, font: { color: bar, size: 11 } }, tickfont: { color: bar, size: 11 } } } : { ...trace }));
-  return Plots.react(element, data, themed(figure.layout, meta), config);
+  return Plots.react(element, data, themed(figure.layout, meta, drag), config);
 }
 
 /** @param {HTMLElement} element */
@@ -149,8 +151,11 @@ export function tokenPlaces(figure) {
   return places;
 }
 
-/** Dim every point but these; null shows all alike. @param {GraphDiv} plot @param {Set<number> | null} tokens */
-export function emphasise(plot, tokens) {
+/**
+ * Dim every point but these; null shows all alike. `shade` colours them where their own colour says nothing.
+ * @param {GraphDiv} plot @param {Set<number> | null} tokens @param {string | null} shade
+ */
+export function emphasise(plot, tokens, shade) {
   /** @type {number[]} */
   const traces = [];
   /** @type {(number[] | null)[]} */
@@ -160,8 +165,15 @@ export function emphasise(plot, tokens) {
     traces.push(t);
     chosen.push(tokens && trace.customdata.flatMap((/** @type {number} */ token, /** @type {number} */ i) => (tokens.has(token) ? [i] : [])));
   });
-  if (traces.length) Plotly.restyle(plot, { selectedpoints: chosen }, traces).catch(() => undefined);
+  const own = shade?.startsWith("var(") ? colour(shade.slice(4, -1)) : shade;
+  if (traces.length) Plotly.restyle(plot, { selectedpoints: chosen, "selected.marker.color": own }, traces).catch(() => undefined);
 }
+
+/** What a drag does, `lasso`, `select` (a box) or `pan`; and back to where everything is in sight. @param {GraphDiv} plot @param {string} mode */
+export function dragMode(plot, mode) { Plotly.relayout(plot, { dragmode: mode }); }
+
+/** @param {GraphDiv} plot */
+export function resetView(plot) { Plotly.relayout(plot, { "xaxis.autorange": true, "yaxis.autorange": true }); }
 
 /** Pixels from the plot's corner, or null outside of what is drawn. @param {GraphDiv} plot @param {number} x @param {number} y */
 export function pixel(plot, x, y) {

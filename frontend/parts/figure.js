@@ -128,9 +128,10 @@ export class MoeFigure extends HTMLElement {
     this.note.textContent = meta.note ?? "";
     this.note.hidden = !meta.note;
     this.places = plot.tokenPlaces(figure);
-    this.plot = await plot.draw(this.canvas, figure);
+    this.plot = await plot.draw(this.canvas, figure, this.drag);
     if (!this.bound) this.bind(this.plot);
-    if (this.focused) plot.emphasise(this.plot, this.focused);
+    if (this.focused) plot.emphasise(this.plot, this.focused, this.shade);
+    this.writeTools(meta.name === "token_map");
     this.mark();
     this.dispatchEvent(new CustomEvent("drawn"));
   }
@@ -138,6 +139,22 @@ export class MoeFigure extends HTMLElement {
   /** Help for the (i) beside the title. @type {string} */
   explain = "";
   key = "";
+  /** What a drag over the map does. */
+  drag = "lasso";
+  /** @type {string | null} */
+  shade = null;
+
+  /** Buttons for what a drag does, and the way back. @param {boolean} wanted */
+  writeTools(wanted) {
+    if (!wanted || this.tools.firstChild) return;
+    const modes = [["lasso", "Lasso", "Draw around points to select them"], ["select", "Box", "Draw a box around points to select them"], ["pan", "Move", "Drag moves the map; scrolling zooms"]];
+    const press = () => this.tools.querySelectorAll("[aria-pressed]").forEach((button) => button.setAttribute("aria-pressed", String(/** @type {HTMLElement} */ (button).dataset.mode === this.drag)));
+    fill(this.tools, h("span", { class: "segmented", role: "group", "aria-label": "What a drag does" }, modes.map(([mode, words, title]) => h("button", {
+      type: "button", class: "small", "aria-pressed": "false", "data-mode": mode, title,
+      onclick: () => { this.drag = mode; if (this.plot) plot.dragMode(this.plot, mode); press(); },
+    }, words))), h("button", { type: "button", class: "small quiet", title: "Show all points (double-click in the map)", onclick: () => { if (this.plot) plot.resetView(this.plot); } }, "Reset"));
+    press();
+  }
   bound = false;
 
   /** @param {GraphDiv} graph */
@@ -182,12 +199,13 @@ export class MoeFigure extends HTMLElement {
     this.mark();
   }
 
-  /** Dim every point but these. @param {Set<number> | null} tokens */
-  focusTokens(tokens) {
+  /** Dim every point but these. @param {Set<number> | null} tokens @param {string | null} [shade] colours them anew */
+  focusTokens(tokens, shade = null) {
     if (tokens === null && this.focused === null) return;
     this.focused = tokens;
+    this.shade = shade;
     if (this.plot) {
-      plot.emphasise(this.plot, tokens);
+      plot.emphasise(this.plot, tokens, shade);
       if (tokens === null) plot.clearLasso(this.plot);
     }
   }

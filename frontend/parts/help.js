@@ -7,6 +7,7 @@ const KEYS = [
   [["[", "]"], "one layer down or up"],
   [["←", "→", "↑", "↓"], "move the selected token through the text"],
   [[",", "."], "previous or next expert of the layer"],
+  [["n", "N"], "next or previous token of the expert, the lasso or the search"],
   [["/"], "search the text; Enter goes to the next match"],
   [["Esc"], "clear the selection"],
   [["?"], "these keys"],

@@ -6,6 +6,8 @@
 import { api } from "../lib/api.js";
 import { copy } from "../lib/plot.js";
 import { fail } from "../lib/toast.js";
+import { fill } from "../lib/dom.js";
+import { stepButtons } from "./steps.js";
 import { pickedLoad } from "./picked-load.js";
 
 const MOST_RINGS = 300;
@@ -66,13 +68,19 @@ export class Links {
     this.search().catch(fail);
     const turn = ++this.turn;
     const focused = await this.focused();
-    if (turn === this.turn) view.map.focusTokens(focused);
+    if (turn === this.turn) view.map.focusTokens(focused, expert !== null && color === "expert" ? session.shownColour(expert) : null);
+    if (expert !== null && (expert !== this.expert || layer !== this.layer) && token === null) view.text.showSome(expert).catch(fail);
+    this.expert = expert;
+    this.layer = layer;
     await Promise.all(figures);
   }
 
   /** @type {number | null} */
   revealed = null;
   pickedText = "";
+  /** @type {number | null} */
+  expert = null;
+  layer = -1;
 
   /** The tokens of the map that stay bright: those of the expert, those of the lasso, or those of both. @returns {Promise<Set<number> | null>} */
   async focused() {
@@ -99,6 +107,8 @@ export class Links {
     const { color, expert, layer } = this.session;
     const words = color === "expert" ? `coloured by the first-choice expert at layer ${layer}` : color === "confidence" ? `the stronger, the larger the first expert's gate at layer ${layer}` : `coloured by ${color}`;
     const place = this.view.querySelector(".legend-words");
-    if (place) place.textContent = expert === null ? words : `E${expert} filled: first choice; underlined: a lower choice; others are dimmed`;
+    if (place) place.textContent = expert === null ? words : `E${expert} first: filled; also: underlined`;
+    const steps = this.view.querySelector(".text-steps");
+    if (steps) fill(steps, stepButtons(this.session, this.view.text));
   }
 }

@@ -8,6 +8,7 @@ import { debounce, fill, h } from "../lib/dom.js";
 import { CHUNK, factsOf } from "../lib/session.js";
 import { theme } from "../lib/theme.js";
 import { fail } from "../lib/toast.js";
+import { rules, write } from "./text-write.js";
 import { TokenCard } from "./token-card.js";
 
 /** @typedef {{ start: number, count: number, element: HTMLElement, filled: number | null, window: TokenWindow | null }} Chunk */
@@ -97,57 +98,11 @@ export class MoeText extends HTMLElement {
     chunk.window = await session.chunk(chunk.start);
     if (session !== this.#session || layer !== session.layer) return;
     if (chunk.filled === null) {
-      if (session.trace.kind === "patches") this.#writeImages(chunk.element, chunk.window);
-      else this.#writeText(chunk.element, chunk.window);
+      write(session, chunk.element, chunk.window);
       chunk.element.style.minHeight = "";
     }
     chunk.filled = layer;
     this.#paint(chunk);
-  }
-
-  /** @param {HTMLElement} element @param {TokenWindow} window */
-  #writeText(element, window) {
-    const starts = new Map(window.documents.map((doc) => [doc.start, doc]));
-    const parts = document.createDocumentFragment();
-    window.text.forEach((text, i) => {
-      const token = window.start + i;
-      const doc = starts.get(token);
-      if (doc) parts.append(this.#title(doc.index, doc.name));
-      parts.append(h("span", { class: "tok", "data-t": token }, this.#session?.trace.kind === "vectors" ? `${token - (starts.get(token)?.start ?? 0)} ` : text.replaceAll("\n", "↵\n")));
-    });
-    element.replaceChildren(parts);
-  }
-
-  /** @param {number} index @param {string} name */
-  #title(index, name) {
-    const row = this.#session?.document(index);
-    const labels = Object.entries(row?.labels ?? {}).filter(([, value]) => value !== null);
-    return h("h3", { class: "doc" }, h("span", { class: "doc-name" }, name), labels.map(([label, value]) => h("span", { class: "chip", title: label }, value)));
-  }
-
-  /** Images as grids of their patches. @param {HTMLElement} element @param {TokenWindow} window */
-  #writeImages(element, window) {
-    const session = this.#session;
-    if (!session) return;
-    const images = h("div", { class: "images" });
-    let i = 0;
-    while (i < window.text.length) {
-      const doc = window.doc[i];
-      let end = i;
-      while (end < window.text.length && window.doc[end] === doc) end += 1;
-      const row = session.document(doc);
-      const side = Math.max(1, Math.round(Math.sqrt(row?.tokens ?? end - i)));
-      const offset = window.start + i - (row?.start ?? window.start + i);
-      const grid = h("div", { class: "patches", style: { "--side": side, "background-image": `url("${api.imageUrl(session.trace.id, doc)}")` } });
-      for (let t = i; t < end; t += 1) {
-        const at = offset + t - i;
-        grid.append(h("span", { class: "tok", "data-t": window.start + t, style: { "grid-row": Math.floor(at / side) + 1, "grid-column": at % side + 1 } }));
-      }
-      const labels = Object.values(row?.labels ?? {}).filter((value) => value !== null);
-      images.append(h("figure", { class: "image" }, grid, h("figcaption", null, labels.join(", ") || row?.name || `#${doc}`)));
-      i = end;
-    }
-    element.replaceChildren(images);
   }
 
   /** Set what a token's colour and emphasis depend on, as classes. @param {Chunk} chunk */
@@ -188,21 +143,7 @@ export class MoeText extends HTMLElement {
     }
   }
 
-  /** The colours as rules: a change of layer or selection touches one style sheet, not thousands of tokens. */
-  #colours() {
-    const session = this.#session;
-    if (!session) return;
-    const { color, expert } = session;
-    const colours = color === "expert" ? session.palette() : color === "confidence" ? [] : session.trace.label_palette[color] ?? [];
-    const rules = colours.map((hex, i) => `moe-text .c${i}{--c:${/^#[0-9a-f]{3,8}$/i.test(hex) ? hex : "gray"}}`);
-    if (color === "confidence") for (let i = 0; i < 10; i += 1) rules.push(`moe-text .c${i}{--c:var(--accent);--tint:${5 + i * 6}%}`);
-    if (expert !== null) {
-      rules.push(`moe-text .tok:not(.k${expert}){--c:transparent;color:var(--faint)}`);
-      rules.push(`moe-text .tok.k${expert}:not(.p${expert}){--tint:0%;--c:${session.shownColour(expert)}}`);
-      if (color === "expert") rules.push(`moe-text .tok.p${expert}{--c:${session.shownColour(expert)}}`);
-    }
-    this.#sheet.replaceSync(rules.join("\n"));
-  }
+  #colours() { if (this.#session) this.#sheet.replaceSync(rules(this.#session)); }
 
   /** @param {PointerEvent} event */
   #over(event) {
@@ -248,12 +189,26 @@ export class MoeText extends HTMLElement {
     if (box && (box.top < frame.top + 24 || box.bottom > frame.bottom - 24)) this.scrollBy({ top: box.top - frame.top - frame.height / 3 });
   }
 
+  /** Where none of an expert's tokens is in sight, go to the one it is surest of. @param {number} expert */
+  async showSome(expert) {
+    const session = this.#session;
+    if (!session) return;
+    const frame = this.getBoundingClientRect();
+    for (const span of this.querySelectorAll(`.tok.p${expert}`)) {
+      const box = span.getBoundingClientRect();
+      if (box.bottom > frame.top && box.top < frame.bottom) return;
+    }
+    const { layer } = session;
+    const card = await api.expert(session.trace.id, layer, expert);
+    if (card.contexts.length && session.layer === layer && session.expert === expert) await this.reveal(card.contexts[0].token);
+  }
+
   /** The token one place or one line further. @param {string} key an arrow key's name @returns {number | null} */
   neighbour(key) {
     const session = this.#session;
     if (!session) return null;
     const last = session.trace.tokens - 1;
-    if (session.token === null) return this.#firstInSight();
+    if (session.token === null) return this.firstInSight();
     if (key === "ArrowLeft") return Math.max(0, session.token - 1);
     if (key === "ArrowRight") return Math.min(last, session.token + 1);
     const down = key === "ArrowDown";
@@ -274,7 +229,8 @@ export class MoeText extends HTMLElement {
     return span ? Number(span.dataset.t) : session.token;
   }
 
-  #firstInSight() {
+  /** @returns {number} the first token that can be read now */
+  firstInSight() {
     const frame = this.getBoundingClientRect();
     for (const span of /** @type {NodeListOf<HTMLElement>} */ (this.querySelectorAll(".tok"))) {
       if (span.getBoundingClientRect().top >= frame.top) return Number(span.dataset.t);

@@ -13,6 +13,7 @@ import { MoeMeasures } from "../parts/measures.js";
 import { MoeSelection } from "../parts/selection.js";
 import { MoeSide } from "../parts/side.js";
 import { MoeText } from "../parts/text.js";
+import { stepThrough } from "../parts/steps.js";
 import { MoeTraceForm } from "../parts/trace-form.js";
 import { facts, warnings } from "../parts/trace-facts.js";
 
@@ -77,13 +78,13 @@ export class MoeInspect extends HTMLElement {
     this.session = session;
     this.fresh();
     this.lay(session);
+    this.text.session = session;
     this.links = new Links(session, this);
     this.bar.open(session, this).catch(fail);
     this.selection.open(session);
     this.findings.open(session);
     this.side.open(session);
     this.measures.open(session);
-    this.text.session = session;
     document.title = `${trace.name} · moescope`;
   }
 
@@ -108,7 +109,7 @@ export class MoeInspect extends HTMLElement {
     const words = trace.kind === "patches" ? "Images, patch by patch" : trace.kind === "vectors" ? "Vectors" : "Text";
     fill(this, h("div", { class: "inspect-top" }, this.bar, warnings(trace), this.findings, this.selection,
       h("div", { class: "inspect-grid" },
-        h("section", { class: "panel area-text", "aria-label": words }, h("header", null, h("h2", null, words), h("span", { class: "legend-words muted" })), this.text),
+        h("section", { class: "panel area-text", "aria-label": words }, h("header", null, h("h2", null, words), h("span", { class: "legend-words muted" }), h("span", { class: "text-steps" })), this.text),
         h("section", { class: "panel area-map" }, this.map),
         h("section", { class: "panel area-heat" }, this.heat),
         h("section", { class: "panel area-side" }, this.side),
@@ -133,6 +134,7 @@ export class MoeInspect extends HTMLElement {
       case "]": session.stepLayer(1); return true;
       case ",": session.stepExpert(-1); return true;
       case ".": session.stepExpert(1); return true;
+      case "n": case "N": stepThrough(session, this.text, event.key === "n" ? 1 : -1).catch(fail); return true;
       case "/": this.bar.search.focus(); this.bar.search.select(); return true;
       case "Escape": session.clear(); return true;
       case "ArrowLeft": case "ArrowRight": case "ArrowUp": case "ArrowDown": {
