@@ -45,8 +45,8 @@ class TopP(LinearRouter):
     """Sort p = softmax(z); the smallest set whose sum reaches p*, at least one expert (2403.07652, Eq. 4).
 
     With `target_k`, a PI controller moves p* (2512.13996): logit p* = logit p + gain_p e + gain_i Σe, where
-    e = (target - mean k) / E of each training batch. (In logits, because near p* = 1 the mean k leaps: on p* itself it
-    swung between 4 and all experts.) It moves after the batch was routed, so a batch never steers itself.
+    e = (target - mean k) / E of each training batch. (In logits, because near p* = 1 the mean k leaps: steering p*
+    itself missed a target of 6 of 8 and stayed near 8.) It moves after the batch was routed: none steers itself.
     """
 
     Config = TopPConfig
