@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,14 @@ def hooked(folder: Path, **options: Any) -> Iterator[tuple[Any, dict[int, tuple[
 def runs(tokens: TokenSet, longest: int) -> list[slice]:
     """Each document in pieces of at most `longest`."""
     edges = np.flatnonzero(np.diff(tokens.doc, prepend=-1, append=-1)).tolist()
-    pairs = list(zip(edges[:-1], edges[1:], strict=True))
-    return [slice(at, min(at + longest, end)) for start, end in pairs for at in range(start, end, longest)]
+    return [slice(at, min(at + longest, end)) for start, end in pairwise(edges) for at in range(start, end, longest)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
-def test_a_trace_equals_an_independent_hook_exactly(family: str, dtype: torch.dtype, save: Any, tokens: TokenSet) -> None:
+def test_a_trace_equals_an_independent_hook_exactly(
+    family: str, dtype: torch.dtype, save: Any, tokens: TokenSet
+) -> None:
     folder = save(family, dtype=dtype)
     trace = record_trace(open_checkpoint(folder), tokens)
     assert trace.layer_ids == MOE_BLOCKS[family]

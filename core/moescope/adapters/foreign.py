@@ -68,7 +68,8 @@ class ForeignModel(OpenModel):
                 for part in parts:
                     self._forward(part.to(self.device))
             valid_T = batch.valid.flatten().to(self.device)
-            records = [self._record(meta, calls[meta.layer], valid_T) for meta in self.layers if calls[meta.layer]]
+            whole = [meta for meta in self.layers if len(calls[meta.layer]) == len(parts)]
+            records = [self._record(meta, calls[meta.layer], valid_T) for meta in whole]
             times = {layer: len(seen) / len(parts) for layer, seen in calls.items()}
             check_common(self._check, records, {meta.layer: meta.k for meta in self.layers}, times, int(valid_T.sum()))
         return records
