@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from moescope.errors import InputError
 from moescope.files import ArchiveLimits, extract_archive, read_json, safe_relative, staged, usual_mode
 

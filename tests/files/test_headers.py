@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
+
 from moescope.errors import InputError
 from moescope.files import read_header
-from safetensors.numpy import save_file
 
 F32_2x2 = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
 
