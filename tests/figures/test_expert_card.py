@@ -47,7 +47,7 @@ def test_load_gate_and_entropy_are_those_of_its_tokens(case: str) -> None:
 
 
 def test_top_tokens_are_those_that_come_here_more_than_others() -> None:
-    """Where routing follows the word, an expert's words lead its card, and tokens that come by chance are not called."""
+    """Where routing follows the word, an expert's words lead its card; words that come by chance do not."""
     trace = make_trace(tokens=3000, strength=0.0, k=1)
     assert trace.token_id is not None
     follows = np.where(trace.token_id < 2, 5, trace.layers[0].expert_TK[:, 0]).astype(np.int32)[:, None]

@@ -13,8 +13,8 @@ _VISIBLE = str.maketrans({"\n": "⏎", "\r": "␍", "\t": "⇥", "\0": "␀"})
 
 
 def escape(text: str) -> str:
-    """Text as plotly's hover shows it literally: plotly reads a small HTML."""
-    return html.escape(text.translate(_VISIBLE), quote=False)
+    """Text that plotly shows literally: it reads HTML, and `%{` as a template (parted by a zero-width space)."""
+    return html.escape(text.translate(_VISIBLE), quote=False).replace("%{", "%\u200b{")
 
 
 def shown_token(text: str) -> str:
@@ -38,7 +38,7 @@ class Words:
         self._side = side if side * side == largest else 0
 
     def name(self, index: int) -> str:
-        """Text: the token's. Patches: "row,column" from 0, where an image's patches fill a square. Vectors: a number."""
+        """Text: the token's. Patches: "row,column" from 0 where they fill a square image. Vectors: a number."""
         trace = self._trace
         if trace.start is not None:
             return trace.token_text(index)
