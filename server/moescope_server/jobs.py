@@ -136,7 +136,8 @@ class JobRunner:
             if not row.active and (gone or row.kind in STAYING):
                 del self._watched[id]  # it finished and said so itself
         self._start_queued()
-        self._workers.let_idle_go()
+        kinds = {row.kind for row in self.store.jobs(status="running")}
+        self._workers.let_idle_go(bool(kinds & STAYING))
 
     def _start_queued(self) -> None:
         busy = {kind for row in self.store.jobs(status="running") for kind in LANES[row.kind]}

@@ -5,6 +5,7 @@ With `-` for JOB, it does the jobs whose ids it reads from its standard input, a
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -107,7 +108,16 @@ def _run_many(store: Store) -> int:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
         run(store, id)
+        _free_memory()
     return 0
+
+
+def _free_memory() -> None:
+    """Give back what the job held, on a GPU too: training may need it next."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def main(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""The processes that do jobs: one for each, except for projections, whose process stays warm."""
+"""The processes that do jobs: one for each run, and one that stays warm for traces and projections."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Final
 from moescope.store import JobRow, Store
 
 COMMAND: Final = (sys.executable, "-m", "moescope_server.worker")
-STAYING: Final = frozenset({"project"})
-"""Kinds whose process waits for more: a fresh one spends 8 to 18 s compiling before its first map."""
+STAYING: Final = frozenset({"trace", "project"})
+"""Kinds whose process waits for more: a fresh one imports torch for seconds, and compiles for 8 to 18 before a map."""
 
 IDLE_SECONDS: Final = 600.0
 
@@ -39,9 +39,11 @@ class Workers:
             self._hand_over(self._warm, row)
         return self._warm
 
-    def let_idle_go(self) -> None:
-        """End the warm process if it has had nothing to do for long."""
-        if self._warm is not None and time.monotonic() - self._used > IDLE_SECONDS:
+    def let_idle_go(self, busy: bool) -> None:
+        """End the warm process if it has had nothing to do for long. `busy`: it has a job now."""
+        if busy:
+            self._used = time.monotonic()
+        elif self._warm is not None and time.monotonic() - self._used > IDLE_SECONDS:
             self.close()
 
     def close(self) -> None:
