@@ -23,7 +23,7 @@ class RoutingEntropy(Metric):
     title = "Routing entropy"
     definition = "mean_i H(p_i): the entropy of the router's distribution over alive experts, averaged over tokens."
     null = "A router that ignores the token and has the same mean distribution: H(mean_i p_i), without spread."
-    caveat = "Sharp is not specialised: a collapsed router is sharp too. the detail has log E, the most there can be."
+    caveat = "Sharp is not specialised: a collapsed router is sharp too; log E, the most there can be, is in detail."
     unit = "nats"
     tensor = "layer.{layer}.entropy"
     source = "Shannon 1948; the gap to the null is the soft mutual information H(mean p) - mean H(p)"
