@@ -74,6 +74,7 @@ export class MoeFigure extends HTMLElement {
     this.what = what;
     this.key = key;
     const turn = ++this.turn;
+    this.asked = performance.now();
     this.classList.add("busy");
     try {
       let answer = await api.figure(what.owner, what.of, what.name, what.options);
@@ -83,8 +84,8 @@ export class MoeFigure extends HTMLElement {
       await change?.(figure);
       if (turn !== this.turn) return;
       this.figure = figure;
+      this.recent.forEach((event) => plot.grow(figure, event));
       await this.redraw();
-      this.say(null);
     } catch (error) {
       if (turn !== this.turn || (error instanceof DOMException && error.name === "AbortError")) return;
       this.say(h("p", null, error instanceof Error ? error.message : String(error)),
@@ -131,8 +132,10 @@ export class MoeFigure extends HTMLElement {
     this.plot = await plot.draw(this.canvas, figure, this.drag);
     if (!this.bound) this.bind(this.plot);
     if (this.focused) plot.emphasise(this.plot, this.focused, this.shade);
-    this.writeTools(meta.name === "token_map");
+    this.writeTools(meta.name === "token_map" && this.drag !== "pan");
     this.mark();
+    const empty = meta.grow !== undefined && figure.data.every((trace) => !trace.x?.length);
+    this.say(empty ? h("p", { class: "muted" }, this.waiting) : null);
     this.dispatchEvent(new CustomEvent("drawn"));
   }
 
@@ -231,24 +234,36 @@ export class MoeFigure extends HTMLElement {
 
   fit() { if (this.plot) plot.resize(this.plot); }
 
-  /** Let an event of a run grow the figure; drawn at most four times a second. @param {MoeEvent} event */
+  /**
+   * Let an event of a run grow the figure, drawn at most four times a second. What cannot grow by itself (a figure without
+   * data yet, a heat-map, the words below) is fetched again, now and then, never once per event.
+   * @param {MoeEvent} event
+   */
   grow(event) {
-    if (!this.figure || !plot.grow(this.figure, event) || this.pending) return;
-    this.pending = window.setTimeout(() => { this.pending = 0; if (this.isConnected) this.redraw(); }, 250);
+    this.recent = [...this.recent.slice(-999), event];
+    if (!this.figure) return;
+    const kinds = (this.figure.layout.meta.grow ?? []).map((rule) => rule.kind);
+    const grew = plot.grow(this.figure, event);
+    if (grew && !this.pending) this.pending = window.setTimeout(() => { this.pending = 0; if (this.isConnected) this.redraw(); }, 250);
+    if (performance.now() - this.asked > (kinds.includes(event.kind) ? 10000 : 2500)) this.refetch();
   }
 
   pending = 0;
+  asked = 0;
+  /** Events that the next figure to arrive may lack. @type {MoeEvent[]} */
+  recent = [];
 
-  /** Fetch the figure again, at most every three seconds: for what cannot grow by itself. */
-  refetch() {
-    if (!this.what || this.fetching) return;
+  /** Ask for the figure again. @param {boolean} [anew] forget what was added since, as when a run went back a few steps */
+  refetch(anew = false) {
     const { what } = this;
-    this.fetching = window.setTimeout(() => { this.fetching = 0; }, 3000);
+    if (!what) return;
+    if (anew) this.recent = [];
     this.what = null;
     this.show(what);
   }
 
-  fetching = 0;
+  /** What stands where there is no data yet. */
+  waiting = "Nothing yet: the curve appears with the first step.";
 }
 
 /** @param {any} point @returns {Role | undefined} */

@@ -36,7 +36,7 @@ export class MoeJobs extends HTMLElement {
       if (isActive(job)) this.running.add(job.id);
       else if (this.running.delete(job.id)) announce(job);
     }
-    const share = active.length === 1 && active[0].progress !== null ? ` ${percent(active[0].progress)}` : "";
+    const share = active.length === 1 && active[0].progress !== null ? ` · ${percent(active[0].progress)}` : "";
     fill(this.button, active.length > 0 && h("span", { class: "spinner", "aria-hidden": "true" }), active.length ? `Jobs: ${active.length}${share}` : "Jobs");
     this.classList.toggle("active", active.length > 0);
     fill(this.panel, all.length ? all.map(row) : h("p", { class: "muted" }, "Nothing is running. Traces, training runs and projections show here while they work."));

@@ -20,7 +20,7 @@ export class MoePresets extends HTMLElement {
 
 /** @param {Preset} preset */
 function card(preset) {
-  const changes = h("textarea", { rows: 3, spellcheck: false, placeholder: "steps=200\nmodel.num_experts=16", "aria-label": `Settings of ${preset.title} to change, one key=value a line` });
+  const changes = h("textarea", { rows: 3, spellcheck: false, placeholder: "optim.steps=200\nmodel.num_experts=16", "aria-label": `Settings of ${preset.title} to change, one key=value a line` });
   const start = h("button", { type: "button", class: "primary", onclick: async () => {
     start.disabled = true;
     try {

@@ -19,6 +19,7 @@ export class RunHead extends HTMLElement {
   actions = h("div", { class: "button-row" });
   trouble = h("div");
   layers = h("select", { "aria-label": "Layer of the load and the map" });
+  layerField = h("label", { class: "field", hidden: true }, h("span", { class: "field-name" }, "Layer"), this.layers);
   told = h("pre", { class: "config", tabIndex: 0 });
   /** @type {Record<string, unknown>} */
   last = {};
@@ -35,7 +36,7 @@ export class RunHead extends HTMLElement {
     this.classList.add("run-head");
     fill(this,
       h("div", { class: "toolbar" }, h("label", { class: "field" }, h("span", { class: "field-name" }, "Run"), this.picker), this.status, this.bar, this.step, this.actions,
-        h("label", { class: "field" }, h("span", { class: "field-name" }, "Layer"), this.layers),
+        this.layerField,
         h("a", { class: "button", href: "#/library" }, "New run")),
       this.trouble, this.numbers, h("details", { class: "run-config" }, h("summary", null, "Configuration of this run"), this.told));
     fill(this.picker, runs.sort((a, b) => b.created.localeCompare(a.created)).map((row) => h("option", { value: row.id }, `${row.name} (${row.status})`)));
@@ -113,6 +114,7 @@ export class RunHead extends HTMLElement {
       const now = this.layers.value || String(state.int("layer") ?? layers[0].layer);
       fill(this.layers, layers.map(({ layer }) => h("option", { value: layer }, `${layer}`)));
       this.layers.value = now;
+      this.layerField.hidden = false;
     }
   }
 

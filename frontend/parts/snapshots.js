@@ -21,6 +21,12 @@ export class MoeSnapshots extends HTMLElement {
   layer = null;
 
   connectedCallback() {
+    this.figure.drag = "pan";
+    this.figure.addEventListener("token", (event) => {
+      const { token } = /** @type {CustomEvent} */ (event).detail;
+      const row = this.rows[Number(this.slider.value)];
+      if (row) state.go("inspect", row.id, { layer: this.figure.figure?.layout.meta.layer, token });
+    });
     this.slider.addEventListener("input", () => state.set({ step: this.rows[Number(this.slider.value)]?.step ?? null }));
     this.color.addEventListener("change", () => state.set({ color: this.color.value === "expert" ? null : this.color.value }));
   }
@@ -42,7 +48,7 @@ export class MoeSnapshots extends HTMLElement {
       this.slider.max = String(Math.max(0, this.rows.length - 1));
       fill(this.color, ["expert", ...(this.rows[0]?.labels.map((label) => label.name) ?? []), "confidence"].map((name) => h("option", { value: name }, name)));
       fill(this, this.figure, h("div", { class: "snapshot-tools" }, h("label", { class: "field grow" }, h("span", { class: "field-name" }, "Step"), this.slider, this.words), h("label", { class: "field" }, h("span", { class: "field-name" }, "Colour"), this.color), this.inspect));
-      this.figure.explain = "The same probe text at every snapshot, placed by what the router sees. Drag the slider to see experts take shape; without a choice the newest snapshot is shown.";
+      this.figure.explain = "The same probe text at every snapshot, placed by what the router sees. Drag the slider to see experts take shape; without a choice the newest snapshot is shown. Scroll to zoom; click a point to read the token in its text.";
     }
     await this.show();
   }

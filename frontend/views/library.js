@@ -77,6 +77,6 @@ function runCard(run, changed) {
     active && h("progress", { max: Math.max(1, run.steps), value: run.step, "aria-label": "Steps done" }),
     run.error && h("p", { class: "problems" }, run.error),
     h("div", { class: "card-foot" }, h("a", { class: "button primary", href: `#/run/${encodeURIComponent(run.id)}` }, active ? "Watch" : "Open"),
-      snapshot && h("a", { class: "button", href: `#/inspect/${encodeURIComponent(snapshot)}` }, "Inspect last snapshot"),
+      snapshot && h("a", { class: "button", title: "Inspect the newest snapshot of the probe text", href: `#/inspect/${encodeURIComponent(snapshot)}` }, "Inspect"),
       !active && deleteButton(`Delete the run ${run.name} with its snapshots and checkpoints?`, () => api.deleteRun(run.id), changed)));
 }

@@ -25,8 +25,6 @@ export class MoeRun extends HTMLElement {
   snapshots = new MoeSnapshots();
   /** @type {(() => void) | null} */
   deaf = null;
-  /** @type {MoeEvent[] | null} events that came while the figures were fetched */
-  early = null;
 
   connectedCallback() {
     this.classList.add("view-run");
@@ -61,7 +59,6 @@ export class MoeRun extends HTMLElement {
   /** @param {string} id */
   async open(id) {
     this.opened = id;
-    this.early = [];
     const [run, runs] = await Promise.all([api.run(id), api.runs()]);
     if (this.opened !== id) return;
     this.run = run;
@@ -85,19 +82,15 @@ export class MoeRun extends HTMLElement {
 
   layer() { return state.int("layer"); }
 
-  /** Fetch the figures of a run; what happens meanwhile is kept and added after. */
+  /** The figures of the run; events that come while they are fetched are added after. */
   async drawn() {
     const { run } = this;
     if (!run) return;
-    this.early ??= [];
     await Promise.all([
       this.loss.show({ owner: "runs", of: run.id, name: "loss", options: {} }),
       this.objectives.show({ owner: "runs", of: run.id, name: "objectives", options: {} }),
       this.showLoad(),
     ]);
-    const early = this.early ?? [];
-    this.early = null;
-    early.forEach((event) => this.grow(event));
   }
 
   showLoad() {
@@ -114,31 +107,22 @@ export class MoeRun extends HTMLElement {
   /** @param {MoeEvent} event */
   hear(event) {
     if (event.run !== this.opened || !this.run) return;
-    if (this.early) this.early.push(event);
-    else this.grow(event);
+    if (event.kind === "train" || event.kind === "eval") this.loss.grow(event);
+    if (event.kind === "train") this.objectives.grow(event);
+    if (event.kind === "load") this.load.grow(event);
     if (event.step > this.run.step) this.run.step = event.step;
     this.head.hear(event);
-    if (event.kind === "snapshot" || event.kind === "checkpoint" || ENDS.has(event.kind) || event.kind === "run_started" || event.kind === "run_resumed") this.again(event.kind === "run_resumed");
+    if (event.kind === "snapshot" || event.kind === "checkpoint" || ENDS.has(event.kind) || event.kind === "run_started" || event.kind === "run_resumed") this.again(event.kind === "run_resumed", ENDS.has(event.kind));
   }
 
-  /** @param {MoeEvent} event */
-  grow(event) {
-    const wanted = /** @type {[MoeFigure, string][]} */ ([[this.loss, "train"], [this.objectives, "train"], [this.load, "load"]]);
-    for (const [figure, kind] of wanted) {
-      const grows = figure.figure?.layout.meta.grow?.some((rule) => rule.kind === kind);
-      if (grows) figure.grow(event);
-      else if (event.kind === kind) figure.refetch();
-    }
-  }
-
-  /** The run's row has changed; its curves too if it went back to a checkpoint. @param {boolean} anew */
-  async again(anew) {
+  /** The run's row has changed; its curves too if it went back to a checkpoint or has ended. @param {boolean} back @param {boolean} ended */
+  async again(back, ended) {
     try {
       const run = await api.run(this.opened);
       if (run.id !== this.opened) return;
       this.run = run;
       this.head.put(run);
-      if (anew) for (const figure of [this.loss, this.objectives, this.load]) figure.refetch();
+      if (back || ended) for (const figure of [this.loss, this.objectives, this.load]) figure.refetch(back);
       await this.snapshots.open(run, this.layer());
     } catch (error) { fail(error); }
   }
