@@ -128,7 +128,8 @@ class Transformer(nn.Module):
             max_seq=self.config.max_seq,
         )
         cos, sin = self._angles(batch)
-        x_BSd: Tensor = self.embed(batch.inputs)
+        rows = batch.inputs if self.config.input == "tokens" else batch.inputs.to(self.embed.weight.dtype)
+        x_BSd: Tensor = self.embed(rows)
         records: list[LayerRecord] = []
         for index, block in self._blocks():
             previous = records[-1].routing if records else None

@@ -99,7 +99,7 @@ class Run:
         self.optimizer = Optimizer(self.model, config.optim)
         if saved is not None:
             saved.restore(self.optimizer)
-        self.batches, self.held = _sources(config, self.data)
+        self.batches, self.held = sources(config, self.data)
         self.objectives = {
             name: (coefficient, OBJECTIVES[name](options))
             for name, (coefficient, options) in ((name, config.objective(name)) for name in config.objectives)
@@ -259,7 +259,7 @@ def _noise(seed: int, step: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _sources(config: RunConfig, data: Prepared) -> tuple[Batches, Held]:
+def sources(config: RunConfig, data: Prepared) -> tuple[Batches, Held]:
     optim, seed = config.optim, config.seed
     if data.model.head == "next_token":
         source: Batches = Windows(data.train, seq=optim.seq, batch=optim.batch, seed=seed)
