@@ -15,6 +15,8 @@ QUERIES: Final = 1000
 CHUNK_CELLS: Final = 8_000_000
 NULL_FLOPS: Final = 1.2e10
 FEWEST_SHUFFLES: Final = 20
+COLUMNS: Final = 128
+"""Columns of one matrix product: so many labellings are summed over clusters together."""
 
 Distance = Literal["euclidean", "cosine"]
 
@@ -134,16 +136,22 @@ def silhouettes(
     products.
     """
     num_clusters = int(labels_Pn.max()) + 1
+    num_draws, together = labels_Pn.shape[0], max(1, COLUMNS // num_clusters)
     cluster_cc = np.eye(num_clusters, dtype=np.float32)
-    count_Pc = [np.bincount(labels, minlength=num_clusters) for labels in labels_Pn]
-    scores = np.empty((labels_Pn.shape[0], query.size))
+    count_Pc = np.stack([np.bincount(labels, minlength=num_clusters) for labels in labels_Pn])
+    scores = np.empty((num_draws, query.size))
     vectors = _prepare(hidden_nd, distance)
     step = max(1, CHUNK_CELLS // vectors.shape[0])
     for start in range(0, query.size, step):
         rows = query[start : start + step]
         distance_qn = _distances(vectors, rows, distance)
-        for draw, (labels, counts) in enumerate(zip(labels_Pn, count_Pc, strict=True)):
-            scores[draw, start : start + step] = _scores(distance_qn @ cluster_cc[labels], labels[rows], counts)
+        for first in range(0, num_draws, together):
+            labels_Dn = labels_Pn[first : first + together]
+            member_nDc = cluster_cc[labels_Dn.T].reshape(labels_Dn.shape[1], -1)
+            sums_qDc = (distance_qn @ member_nDc).reshape(rows.size, -1, num_clusters)
+            for draw, labels in enumerate(labels_Dn, first):
+                one = _scores(sums_qDc[:, draw - first], labels[rows], count_Pc[draw])
+                scores[draw, start : start + step] = one
     return scores
 
 
