@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,7 +24,10 @@ from moescope_server.routes import catalogue, checkpoints, events, figures, info
 from moescope_server.security import HEADERS, Gate
 from moescope_server.settings import Settings
 from moescope_server.traces import TraceCache
+from moescope_server.warm import warm_up
 from moescope_server.wire import JSON
+
+log = logging.getLogger(__name__)
 
 ROUTERS = (
     info.router,
@@ -56,7 +60,7 @@ def create_app(store: Store, settings: Settings | None = None) -> FastAPI:
         await services.hub.start()
         if settings.run_jobs:
             services.jobs.start()
-            threading.Thread(target=probe, name="device", daemon=True).start()
+            threading.Thread(target=_in_background, args=(services,), name="warm", daemon=True).start()
         yield
         services.jobs.stop()
         await services.hub.stop()
@@ -72,6 +76,14 @@ def create_app(store: Store, settings: Settings | None = None) -> FastAPI:
     app.add_api_route("/api/{rest:path}", _no_such_route, methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
     add_frontend(app, settings.frontend or find_frontend())
     return app
+
+
+def _in_background(services: Services) -> None:
+    try:
+        warm_up(services.analysis, services.traces)
+    except Exception:
+        log.exception("warming up failed; the first page will only be slower")
+    probe()
 
 
 def _no_such_route(rest: str) -> Response:

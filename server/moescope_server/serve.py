@@ -47,13 +47,13 @@ def serve(*, host: str, port: int | None, home: Path | None, browser: bool, sett
         app = create_app(store, settings)
         number = listener.getsockname()[1]
         address = f"http://{_shown_host(host)}:{number}/?token={settings.token}"
-        print(f"moescope is at {address}", flush=True)
         if host.lower() not in LOOPBACK_NAMES and host != "::1":
             print(
                 f"Warning: listening on {host or 'every address'}, not only on this machine: whoever has the address "
                 "above can read everything here, and the traffic is not encrypted.",
                 file=sys.stderr,
             )
+        print(f"moescope is at {address}", flush=True)
         if browser and _has_desktop():
             threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
         config = uvicorn.Config(

@@ -33,8 +33,8 @@ def metrics(trace: str, *, home: Path | None, json: bool) -> None:
             item.p,
             item.n,
             item.unit,
-            item.note,
+            "" if item.value is not None else item.note,
         ]
         for item in found
     ]
-    print_table(["layer", "measure", "value", "null", "p", "n", "unit", "note"], rows)
+    print_table(["layer", "measure", "value", "null", "p", "n", "unit", ""], rows)

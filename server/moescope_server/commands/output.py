@@ -19,6 +19,8 @@ from moescope.store.ids import is_id
 from moescope_server.training import Report
 from moescope_server.wire import encode
 
+_FILE_WIDTH = 200
+
 
 def print_json(value: Any) -> None:
     sys.stdout.write(encode(value).decode() + "\n")
@@ -32,7 +34,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(shown(cell)) for cell in row))
-    Console(soft_wrap=False).print(table)
+    Console(width=None if sys.stdout.isatty() else _FILE_WIDTH).print(table)
 
 
 def shown(value: object) -> str:
