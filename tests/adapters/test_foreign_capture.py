@@ -134,6 +134,20 @@ def test_tied_embeddings_and_shards_open(save: Any, tokens: TokenSet) -> None:
         assert np.array_equal(layer.gate_TK, parts.layers[block].gate_TK)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_names_as_in_memory_open_too(family: str, save: Any, tokens: TokenSet, tmp_path: Path) -> None:
+    """transformers writes the families' old names unless it is told not to."""
+    folder = save(family)
+    opened = open_checkpoint(folder)
+    opened.module.save_pretrained(tmp_path / "new", save_original_format=False)
+    assert not list((tmp_path / "new").glob("*.bin"))
+    new = open_checkpoint(tmp_path / "new")
+    assert new.card.layers == opened.card.layers and new.card.params == opened.card.params
+    stored, reloaded = opened.module.state_dict(), new.module.state_dict()
+    assert stored.keys() == reloaded.keys() and all(torch.equal(stored[name], reloaded[name]) for name in stored)
+    assert all(check["passed"] for check in record_trace(new, tokens).meta.self_check)
+
+
 def test_hooks_are_gone_and_flags_are_back_also_after_an_error(save: Any) -> None:
     opened = open_checkpoint(save("mixtral"))
     ids, valid = torch.zeros((1, 3), dtype=torch.int64), torch.ones((1, 3), dtype=torch.bool)

@@ -77,9 +77,12 @@ ARCHITECTURES: Final[dict[str, Architecture]] = {
             model_type="mixtral",
             title="Mixtral",
             expert_width_key="intermediate_size",
-            router_disk=r"model\.layers\.(?P<layer>\d+)\.block_sparse_moe\.gate\.weight",
-            expert_disk=r"model\.layers\.(?P<layer>\d+)\.block_sparse_moe\.experts\.(?P<expert>\d+)\.(?P<part>w[123])\.weight",
-            expert_shapes={"w1": ("I", "d"), "w2": ("d", "I"), "w3": ("I", "d")},
+            router_disk=r"model\.layers\.(?P<layer>\d+)\.(block_sparse_moe|mlp)\.gate\.weight",
+            expert_disk=(
+                r"model\.layers\.(?P<layer>\d+)\.(block_sparse_moe|mlp)\.experts\."
+                r"((?P<expert>\d+)\.)?(?P<part>[a-z_0-9]+?)(\.weight)?"
+            ),
+            expert_shapes={"w1": ("I", "d"), "w2": ("d", "I"), "w3": ("I", "d"), **SWIGLU},
             renormalise=True,
             gates_in="float32",
         ),

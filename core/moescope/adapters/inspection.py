@@ -108,18 +108,11 @@ def _foreign_card(folder: Path, config: dict[str, Any], weights: Weights) -> Car
         raise InputError(f"config.json: {k} experts per token are more than the {num_experts} experts.")
     num_layers = count(config, (row.layers_key,), "number of blocks")
     d_model = count(config, (row.hidden_key,), "width")
-    width = count(config, (row.expert_width_key,), "width of an expert")
     vocab_size = count(config, (row.vocab_key,), "size of the vocabulary")
-    context = count(config, (row.context_key,), "longest sequence")
-    _check_blocks(folder, row, weights, num_layers)
-    sparse = sorted(SPARSE[row.sparse](config, num_layers))
-    if not sparse:
-        raise InputError("config.json leaves no block with experts.")
-    sizes = {"E": num_experts, "I": width, "2I": 2 * width, "d": d_model}
+    sparse = _checked_blocks(folder, row, config, weights, num_layers, num_experts, d_model)
     _check_shape(weights, row.embedding_disk, (vocab_size, d_model))
-    _check_routers(row, weights, sparse, (num_experts, d_model))
-    _check_experts(row, weights, sparse, sizes)
     tokenizer, problems = text_tokenizer(folder, vocab_size)
+    rule = row.rule + (", renormalised" if renormalised(row, config) else "")
     return Card(
         name=folder.name,
         format="transformers",
@@ -130,21 +123,35 @@ def _foreign_card(folder: Path, config: dict[str, Any], weights: Weights) -> Car
         d_model=d_model,
         num_layers=num_layers,
         layers=tuple(
-            LayerMeta(
-                layer=layer,
-                path=row.router_module.format(layer=layer),
-                router=row.rule + (", renormalised" if renormalised(row, config) else ""),
-                num_experts=num_experts,
-                k=k,
-            )
-            for layer in sparse
+            LayerMeta(layer=at, path=row.router_module.format(layer=at), router=rule, num_experts=num_experts, k=k)
+            for at in sparse
         ),
-        max_seq=min(context, MAX_CONTEXT),
+        max_seq=min(count(config, (row.context_key,), "longest sequence"), MAX_CONTEXT),
         vocab_size=vocab_size,
         tokenizer=tokenizer,
         size_bytes=weights.size_bytes,
         problems=tuple(problems),
     )
+
+
+def _checked_blocks(
+    folder: Path,
+    row: Architecture,
+    config: dict[str, Any],
+    weights: Weights,
+    num_layers: int,
+    num_experts: int,
+    d_model: int,
+) -> list[int]:
+    """The blocks with experts, after the weights' names and shapes were found to be what config.json says."""
+    _check_blocks(folder, row, weights, num_layers)
+    sparse = sorted(SPARSE[row.sparse](config, num_layers))
+    if not sparse:
+        raise InputError("config.json leaves no block with experts.")
+    width = count(config, (row.expert_width_key,), "width of an expert")
+    _check_routers(row, weights, sparse, (num_experts, d_model))
+    _check_experts(row, weights, sparse, {"E": num_experts, "I": width, "2I": 2 * width, "d": d_model})
+    return sparse
 
 
 def moe_layers_on_disk(row: Architecture, names: Mapping[str, Any]) -> dict[int, str]:

@@ -73,19 +73,27 @@ def record_trace(
         done += len(rows)
         if progress is not None:
             progress(done, tokens.num_tokens)
-    layers = recorder.layers(model.layers)
     about = {"max_seq": model.max_seq, "batch_tokens": batch_tokens, "seed": seed, "sampled": "uniformly"}
+    layers = recorder.layers(model.layers)
+    meta = TraceMeta(
+        model={**model.describe(), "recording": about},
+        data=dict(tokens.source),
+        kind=tokens.kind,
+        layers=tuple(layer.meta for layer in layers.values()),
+        self_check=(*model.self_check(), *model.check_tokens(tokens)),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    position = np.concatenate([np.arange(length, dtype=np.int32) for _, length in chunks])
+    return _assemble(meta, tokens, position, layers, sampled)
+
+
+def _assemble(
+    meta: TraceMeta, tokens: TokenSet, position: np.ndarray, layers: Mapping[int, LayerTrace], sampled: np.ndarray
+) -> Trace:
     return Trace(
-        meta=TraceMeta(
-            model={**model.describe(), "recording": about},
-            data=dict(tokens.source),
-            kind=tokens.kind,
-            layers=tuple(layer.meta for layer in layers.values()),
-            self_check=(*model.self_check(), *model.check_tokens(tokens)),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-        ),
+        meta=meta,
         doc=tokens.doc.astype(np.int32),
-        position=np.concatenate([np.arange(length, dtype=np.int32) for _, length in chunks]),
+        position=position,
         labels=dict(tokens.labels),
         layers=layers,
         token_id=tokens.inputs.astype(np.int32) if tokens.kind == "text" else None,
