@@ -4,10 +4,10 @@ A cell is one (layer, label, value y, expert e). Its effect is the share p of y'
 share q of all labelled tokens that do. It counts as found if
 
 - the effect is worth a look: p / q >= 1.5 and p - q >= 0.10, on at least 30 tokens of y in at least 3 units;
-- it is significant: p against the share among the other labelled tokens, with a variance over units (documents; blocks
-  of 64 tokens where there is one document) because tokens of one document are not independent, never below the binomial
-  variance, in Student's t with the smaller group's units less one; one-sided, Benjamini and Hochberg (1995) at 5 % over
-  **all** cells tested, those without effect included;
+- it is significant, although tokens of one unit are not independent (a unit is a document, or a block of 64 tokens
+  where there is one document). A label of whole documents is permuted among documents; beyond 200 documents, and for a
+  label of tokens, Student's t with a variance over units and the smaller group's units less one. One-sided, Benjamini
+  and Hochberg (1995) at 5 % over **all** cells of the label, those without effect included;
 - it replicates: in both halves of the units (every second unit of y, and of the rest) log2 p / q keeps half the floor.
 
 Shapes: T tokens, U units, E alive experts.
@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from moescope.data.base import Labels
+from moescope.figures.cards.significance import MOST_PERMUTED, clustered, permuted
 from moescope.metrics.view import BLOCK_TOKENS, alive_experts
 from moescope.trace.schema import LayerTrace, Trace
 
@@ -73,10 +73,16 @@ def discoveries(cells: list[Cell], tested: int) -> list[tuple[Cell, float]]:
     return sorted(found, key=lambda item: item[0].order)
 
 
-def layer_cells(
-    traced: LayerTrace, named: dict[str, Labels], unit_T: np.ndarray, by_document: bool
-) -> tuple[list[Cell], int]:
-    """Cells of one layer with an effect, and how many cells were tested in all."""
+def label_cells(trace: Trace, label: str, labels: Labels) -> tuple[list[Cell], int]:
+    """Cells of one label with an effect, over all layers, and how many cells were tested in all."""
+    unit_T = units(trace)
+    if labels.scope == "document" and np.unique(trace.doc).size < 2:
+        return [], 0
+    parts = [_layer_cells(trace.layers[layer], label, labels, unit_T) for layer in trace.layer_ids]
+    return [cell for cells, _ in parts for cell in cells], sum(tested for _, tested in parts)
+
+
+def _layer_cells(traced: LayerTrace, label: str, labels: Labels, unit_T: np.ndarray) -> tuple[list[Cell], int]:
     cells: list[Cell] = []
     tested = 0
     expert_E = alive_experts(traced)
@@ -84,20 +90,17 @@ def layer_cells(
     place[expert_E] = np.arange(expert_E.size)
     token_A, slot_A = np.nonzero(traced.wanted_TK)
     column_A = place[traced.expert_TK[token_A, slot_A]]
-    for label, labels in named.items():
-        if labels.scope == "document" and not by_document:
-            continue
-        counts = _Counts(labels.codes, unit_T, token_A, column_A, expert_E.size)
-        for value, share_E, tokens, num_units in counts.values(len(labels.names)):
-            tested += expert_E.size
-            effect = (share_E >= MIN_RATIO * counts.base_E) & (share_E - counts.base_E >= MIN_DIFFERENCE)
-            for column, p, replicated in counts.compare(value, np.flatnonzero(effect)):
-                cells.append(
-                    Cell(
-                        traced.meta.layer, label, value, int(expert_E[column]), float(share_E[column]),
-                        float(counts.base_E[column]), tokens, num_units, p, replicated,
-                    )
-                )  # fmt: skip
+    counts = _Counts(labels, unit_T, token_A, column_A, expert_E.size)
+    for value, share_E, tokens, num_units in counts.values(len(labels.names)):
+        tested += expert_E.size
+        effect = (share_E >= MIN_RATIO * counts.base_E) & (share_E - counts.base_E >= MIN_DIFFERENCE)
+        for column, p, replicated in counts.compare(value, np.flatnonzero(effect)):
+            cells.append(
+                Cell(
+                    traced.meta.layer, label, value, int(expert_E[column]), float(share_E[column]),
+                    float(counts.base_E[column]), tokens, num_units, p, replicated,
+                )
+            )  # fmt: skip
     return cells, tested
 
 
@@ -105,8 +108,9 @@ class _Counts:
     """Tokens and choices per unit of one label in one layer."""
 
     def __init__(
-        self, code_T: np.ndarray, unit_T: np.ndarray, token_A: np.ndarray, column_A: np.ndarray, num_experts: int
+        self, labels: Labels, unit_T: np.ndarray, token_A: np.ndarray, column_A: np.ndarray, num_experts: int
     ) -> None:
+        code_T, self.by_unit = labels.codes, labels.scope == "document"
         labelled_A = code_T[token_A] >= 0
         self.num_experts, self.num_units = num_experts, int(unit_T.max(initial=-1)) + 1
         self.code_T, self.unit_T = code_T, unit_T
@@ -142,7 +146,11 @@ class _Counts:
         degrees = int(min(np.count_nonzero(mine_U), np.count_nonzero(rest_U))) - 1
         if degrees < 1:
             return
-        p_C = _one_sided(got_UC, mine_U, other_UC, rest_U, degrees)
+        labelled_U = self.tokens_U > 0
+        if self.by_unit and labelled_U.sum() <= MOST_PERMUTED:
+            p_C = permuted(self.chosen_UE[labelled_U][:, columns], self.tokens_U[labelled_U], mine_U[labelled_U] > 0)
+        else:
+            p_C = clustered(got_UC, mine_U, other_UC, rest_U, degrees)
         same_C = np.ones(columns.size, bool)
         for half in (0, 1):
             y_U, r_U = _half(mine_U > 0, half), _half(mine_U == 0, half)
@@ -158,19 +166,3 @@ def _half(member_U: np.ndarray, half: int) -> np.ndarray:
     """bool [U]: every second member, from the first or from the second."""
     chosen: np.ndarray = member_U & ((np.cumsum(member_U) + half) % 2 == 1)
     return chosen
-
-
-def _one_sided(
-    got_UC: np.ndarray, mine_U: np.ndarray, other_UC: np.ndarray, rest_U: np.ndarray, degrees: int
-) -> np.ndarray:
-    """p that y's share does not exceed the others', by the linearised variance of a difference of ratios over units."""
-    num_units = np.count_nonzero(mine_U + rest_U)
-    share_C, rest_C = got_UC.sum(0) / mine_U.sum(), other_UC.sum(0) / rest_U.sum()
-    moved_UC = (got_UC - mine_U[:, None] * share_C) / mine_U.sum()
-    moved_UC -= (other_UC - rest_U[:, None] * rest_C) / rest_U.sum()
-    clustered_C = (moved_UC**2).sum(0) * num_units / (num_units - 1)
-    pooled_C = (got_UC + other_UC).sum(0) / (mine_U + rest_U).sum()
-    binomial_C = pooled_C * (1 - pooled_C) * (1 / mine_U.sum() + 1 / rest_U.sum())
-    t_C = (share_C - rest_C) / np.sqrt(np.maximum(clustered_C, binomial_C))
-    p_C: np.ndarray = stats.t.sf(t_C, degrees)
-    return p_C

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from moescope.data.base import Labels
-from moescope.figures.cards.association import Cell, discoveries, layer_cells, units
+from moescope.figures.cards.association import Cell, discoveries, label_cells, units
 from moescope.figures.counts import layer_load
 from moescope.figures.wording import Words, number, percent, ratio, shown_token
 from moescope.metrics.base import Measurement
@@ -24,13 +24,15 @@ _UNEVEN, _DEAD = 2.0, 0.01
 def defaults(trace: Trace, measurements: Sequence[Measurement] = ()) -> tuple[int, str | None]:
     """The layer and label with the highest mutual information above its null, those with p <= 0.05 before the others.
 
+    It is counted per token of the trace, unlabelled ones included: a label of few tokens tells little about a text.
     Without a measurement, the first layer and the first label; no label where the trace has none.
     """
     best, layer, label = (False, -np.inf), trace.layer_ids[0], next(iter(trace.labels), None)
     for item in measurements:
         if item.metric != "mutual_information" or item.label not in trace.labels or item.value is None:
             continue
-        above = (item.p is not None and item.p <= 0.05, item.value - (item.null or 0.0))
+        told = (item.value - (item.null or 0.0)) * item.n / max(trace.num_tokens, 1)
+        above = (item.p is not None and item.p <= 0.05, told)
         if item.layer in trace.layers and above > best:
             best, layer, label = above, item.layer, item.label
     return layer, label
@@ -46,17 +48,16 @@ def findings(trace: Trace, measurements: Sequence[Measurement] = ()) -> list[dic
     types = _token_types(trace)
     if types is not None:
         labels[_TOKEN] = types
-    unit_T, by_document = units(trace), bool(np.unique(trace.doc).size >= 2)
-    cells: list[Cell] = []
-    tested = 0
-    for layer in trace.layer_ids:
-        found, count = layer_cells(trace.layers[layer], labels, unit_T, by_document)
-        cells, tested = cells + found, tested + count
-    said = [_sentence(trace, labels, cell, adjusted) for cell, adjusted in _varied(discoveries(cells, tested))]
-    uneven = _load_finding(trace, unit_T)
+    found: list[tuple[Cell, float]] = []
+    total = 0
+    for name, values in labels.items():
+        cells, tested = label_cells(trace, name, values)
+        found, total = found + discoveries(cells, tested), total + tested
+    said = [_sentence(trace, labels, cell, adjusted) for cell, adjusted in _varied(found)]
+    uneven = _load_finding(trace, units(trace))
     if uneven is not None:
         said = [*said[: MOST - 1], uneven]
-    return said or [_nothing(trace, tested, measurements)]
+    return said or [_nothing(trace, total, measurements)]
 
 
 def _token_types(trace: Trace) -> Labels | None:
@@ -74,19 +75,25 @@ def _token_types(trace: Trace) -> Labels | None:
 
 
 def _varied(found: list[tuple[Cell, float]]) -> list[tuple[Cell, float]]:
-    """The most surprising, each of another expert and another value, and of the token itself at most one."""
+    """Of every label its most surprising cell, then the next, each of another expert and another value.
+
+    Of single tokens there is at most one: that experts know words is no news.
+    """
     chosen: list[tuple[Cell, float]] = []
-    for cell, adjusted in found:
-        if any((old.layer, old.expert) == (cell.layer, cell.expert) for old, _ in chosen):
-            continue
-        if any((old.label, old.value) == (cell.label, cell.value) for old, _ in chosen):
-            continue
-        if cell.label == _TOKEN and any(old.label == _TOKEN for old, _ in chosen):
-            continue
+    waiting = sorted(found, key=lambda item: item[0].order)
+    while waiting and len(chosen) < MOST:
+        said = {cell.label: sum(old.label == cell.label for old, _ in chosen) for cell, _ in waiting}
+        fewest = min(said.values())
+        cell, adjusted = next(item for item in waiting if said[item[0].label] == fewest)
         chosen.append((cell, adjusted))
-        if len(chosen) == MOST:
-            break
+        waiting = [item for item in waiting if _another(item[0], cell)]
     return chosen
+
+
+def _another(cell: Cell, said: Cell) -> bool:
+    same_expert = (cell.layer, cell.expert) == (said.layer, said.expert)
+    same_value = (cell.label, cell.value) == (said.label, said.value)
+    return not same_expert and not same_value and not (cell.label == said.label == _TOKEN)
 
 
 def _sentence(trace: Trace, labels: dict[str, Labels], cell: Cell, adjusted: float) -> dict[str, Any]:
