@@ -86,7 +86,8 @@ def _listen(host: str, port: int | None) -> Iterator[socket.socket]:
         family = socket.getaddrinfo(host or None, wanted, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
     except (socket.gaierror, OverflowError):
         raise InputError(f"{host!r} is not an address of this machine.") from None
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
+    # Naming TCP matters: asyncio turns Nagle off only then, and each small answer would wait 40 ms for an ACK.
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, wanted))

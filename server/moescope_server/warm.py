@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def warm_up(analysis: Analysis, traces: TraceCache) -> None:
-    """Import what figures and measures need, read every card, and look at each sample's first view."""
+    """Import what figures and measures need (plotly, scipy), read every card, look at the samples."""
     import numpy as np
 
     from moescope.projection import project
@@ -25,6 +25,7 @@ def warm_up(analysis: Analysis, traces: TraceCache) -> None:
     for trace in store.traces(origin="sample"):
         try:
             _first_view(analysis, traces, trace)
+            analysis.measurements(traces.open(trace))
         except InputError as error:
             log.warning("the sample trace %s cannot be shown: %s", trace.id, error)
 

@@ -21,6 +21,7 @@ import moescope
 from moescope.store import Store
 from moescope.trace.io import read_trace, write_trace
 from moescope_server import cli
+from moescope_server.serve import _listen
 from synthetic import make_trace
 
 MOESCOPE = (sys.executable, "-m", "moescope_server")
@@ -68,6 +69,7 @@ def test_help_imports_nothing_heavy() -> None:
     code = """
 import sys
 from moescope_server import cli
+from moescope_server.serve import _listen
 sys.argv = ["moescope", "--help"]
 try:
     cli.main()
@@ -270,3 +272,45 @@ def test_serve_takes_a_free_port_if_its_own_is_taken_and_warns_beyond_loopback(h
     process.terminate()
     assert "Warning: listening on 0.0.0.0" in process.communicate(timeout=30)[1]
     assert address.startswith("http://localhost:")
+
+
+def test_small_answers_do_not_wait_for_an_acknowledgement() -> None:
+    """asyncio turns Nagle's algorithm off only for sockets that say they are TCP: else each answer takes 40 ms."""
+    with _listen("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
+
+
+def test_a_server_killed_outright_takes_no_run_with_it(home: Path, tmp_path: Path) -> None:
+    process, address = serving(home, "--port", "0")
+    base, token = address.split("/?token=")
+    settings = {"optim.steps": 1_000_000, "snapshot_every": 0, "data.tokens": 2000, "optim.batch": 16}
+    body = json.dumps({"preset": "clusters", "set": settings}).encode()
+    headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+    with urllib.request.urlopen(urllib.request.Request(f"{base}/api/runs", body, headers), timeout=60) as answer:
+        run = json.load(answer)["run"]
+    store = Store(home, samples=tmp_path)
+
+    def step_after(step: int) -> int:
+        deadline = time.monotonic() + 100
+        while store.run(run).step <= step:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return store.run(run).step
+
+    step_after(0)
+    process.kill()
+    process.communicate()
+    step = step_after(store.run(run).step)
+    process, address = serving(home, "--port", "0")
+    base, token = address.split("/?token=")
+    step_after(step)
+    headers = {"authorization": f"Bearer {token}"}
+    urllib.request.urlopen(urllib.request.Request(f"{base}/api/runs/{run}/stop", b"", headers), timeout=30).close()
+    deadline = time.monotonic() + 60
+    while store.run(run).status != "stopped":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert store.events_after(0, run)[-1].kind == "run_stopped"
+    process.terminate()
+    process.communicate(timeout=30)
+    store.close()

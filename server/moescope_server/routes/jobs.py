@@ -12,8 +12,9 @@ router = APIRouter(prefix="/jobs")
 
 @router.get("")
 def list_jobs(store: StoreDep, active: bool = False) -> list[JobPublic]:
+    """The latest jobs, oldest first."""
     rows = store.jobs(status=["queued", "running"]) if active else store.jobs()
-    return [JobPublic.model_validate(row) for row in rows]
+    return [JobPublic.model_validate(row) for row in rows[-200:]]
 
 
 @router.get("/{id}")
