@@ -69,7 +69,6 @@ def test_help_imports_nothing_heavy() -> None:
     code = """
 import sys
 from moescope_server import cli
-from moescope_server.serve import _listen
 sys.argv = ["moescope", "--help"]
 try:
     cli.main()

@@ -10,13 +10,13 @@ import stat
 from pathlib import Path
 
 import pytest
-from synthetic import make_trace
 
 from moescope.errors import InputError
 from moescope.store import CheckpointRow, NotFoundError, Store, TraceRow, default_home
 from moescope.store.ids import is_id, new_id, slug
 from moescope.store.schema import MIGRATIONS
 from moescope.trace.io import write_trace
+from synthetic import make_trace
 
 
 @pytest.fixture
