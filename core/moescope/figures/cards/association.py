@@ -5,7 +5,7 @@ share q of all labelled tokens that do. It counts as found if
 
 - the effect is worth a look: p / q >= 1.5 and p - q >= 0.10, on at least 30 tokens of y in at least 3 units;
 - it is significant, although tokens of one unit are not independent (a unit is a document, or a block of 64 tokens
-  where there is one document). A label of whole documents is permuted among documents; beyond 200 documents, and for a
+  where there is one document). A label of whole documents is permuted among documents; beyond 64 documents, and for a
   label of tokens, Student's t with a variance over units and the smaller group's units less one. One-sided, Benjamini
   and Hochberg (1995) at 5 % over **all** cells of the label, those without effect included;
 - it replicates: in both halves of the units (every second unit of y, and of the rest) log2 p / q keeps half the floor.

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from scipy import stats
 
-MOST_PERMUTED, SUBSETS = 200, 4999
+MOST_PERMUTED, SUBSETS = 64, 4999
 
 
 def permuted(chosen_UC: np.ndarray, tokens_U: np.ndarray, member_U: np.ndarray) -> np.ndarray:
@@ -20,7 +20,8 @@ def permuted(chosen_UC: np.ndarray, tokens_U: np.ndarray, member_U: np.ndarray) 
     counted among them, so that p is never 0 (Phipson and Smyth 2010).
     """
     drawn_PU = _subsets(member_U.size, int(member_U.sum()))
-    share_PC = (drawn_PU @ chosen_UC) / (drawn_PU @ tokens_U)[:, None]
+    both_PC = drawn_PU @ np.column_stack([chosen_UC, tokens_U]).astype(np.float32)  # counts, exact below 2**24
+    share_PC = both_PC[:, :-1].astype(np.float64) / both_PC[:, -1:]
     share_C = chosen_UC[member_U].sum(0) / tokens_U[member_U].sum()
     p_C: np.ndarray = (1 + (share_PC >= share_C - 1e-9).sum(0)) / (1 + len(drawn_PU))
     return p_C
@@ -28,9 +29,9 @@ def permuted(chosen_UC: np.ndarray, tokens_U: np.ndarray, member_U: np.ndarray) 
 
 @lru_cache(maxsize=16)
 def _subsets(num_units: int, size: int) -> np.ndarray:
-    """float64 [SUBSETS, U]: 1 where a unit is in the random subset of so many units."""
+    """float32 [SUBSETS, U]: 1 where a unit is in the random subset of so many units."""
     order = np.random.default_rng([num_units, size]).random((SUBSETS, num_units))
-    drawn = np.zeros((SUBSETS, num_units))
+    drawn = np.zeros((SUBSETS, num_units), np.float32)
     np.put_along_axis(drawn, np.argpartition(order, size - 1, axis=1)[:, :size], 1.0, axis=1)
     drawn.flags.writeable = False
     return drawn
