@@ -248,9 +248,21 @@ def test_text_without_a_tokenizer_is_bytes_and_says_so(save: Any) -> None:
     assert check["passed"] and "fed as its bytes" in check["detail"]
 
 
-def test_a_vocabulary_smaller_than_bytes_reads_no_text_and_says_so(save: Any) -> None:
-    opened = open_checkpoint(save("mixtral", vocab_size=255))
-    assert opened.tokenizer is None and opened.card.tokenizer == "none" and "255" in opened.card.problems[0]
+@pytest.mark.parametrize("vocab_size", [2, 40, 99, 128, 255])
+def test_a_vocabulary_smaller_than_bytes_lumps_unusual_bytes_and_says_so(vocab_size: int, save: Any) -> None:
+    from moescope.data.encode import encode
+    from moescope.data.load import pasted
+    from moescope.trace.recorder import record_trace
+
+    opened = open_checkpoint(save("mixtral", vocab_size=vocab_size))
+    assert f"only {vocab_size} token ids" in opened.card.problems[0]
+    text = "The rain, in\tSpain: Größe 12€\n"
+    found = encode(pasted(text), opened.tokenizer, 10_000, {})
+    assert len(found.inputs) == len(text.encode()) and found.inputs.max() < vocab_size
+    assert b"".join(text.encode()[a:b] for a, b in zip(found.start, found.end, strict=True)) == text.encode()
+    usual = [found.inputs[text.index(letter)] for letter in "e n"]
+    assert vocab_size == 2 or len(set(usual)) == 3
+    assert record_trace(opened, found).num_tokens == len(found.inputs)
 
 
 def test_a_tokenizer_of_another_kind_is_not_guessed(save: Any) -> None:

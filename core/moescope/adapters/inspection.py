@@ -94,9 +94,11 @@ def text_tokenizer(folder: Path, vocab_size: int) -> tuple[TokenizerKind, list[s
     other = next((name for name in ("tokenizer.model", "vocab.json", "vocab.txt") if (folder / name).is_file()), None)
     if other is not None:
         return "none", [f"{other} is not read: save the tokenizer as tokenizer.json to trace text."]
+    if vocab_size < 2:
+        return "none", [f"no tokenizer.json in the folder, and {vocab_size} token id: text cannot be traced."]
     if vocab_size < _BYTES:
-        why = f"its {vocab_size} token ids are fewer than the {_BYTES} bytes"
-        return "none", [f"no tokenizer.json in the folder, and {why}: text cannot be traced."]
+        fed = f"text is fed as bytes, the {vocab_size - 1} usual ones each as an id and all others as the last id"
+        return "bytes", [f"no tokenizer.json in the folder, and only {vocab_size} token ids: {fed}."]
     return "bytes", ["no tokenizer.json in the folder: text is fed as its UTF-8 bytes, ids 0 to 255."]
 
 

@@ -43,7 +43,7 @@ def open_foreign(folder: Path, dtype: torch.dtype | None, device: str | torch.de
     if card.tokenizer == "tokenizer.json":
         tokenizer = load_tokenizer(folder)
     elif card.tokenizer == "bytes":
-        tokenizer = byte_tokenizer()
+        tokenizer = byte_tokenizer(card.vocab_size)
     return ForeignModel(module.to(device).eval(), row, card, tokenizer)
 
 

@@ -217,5 +217,5 @@ def open_ours(folder: Path, dtype: torch.dtype | None, device: str | torch.devic
     model, text, _ = load_checkpoint(folder, dtype)
     tokenizer = parse_tokenizer(text) if text is not None and card.kind == "text" else None
     if tokenizer is None and card.tokenizer == "bytes":
-        tokenizer = byte_tokenizer()
+        tokenizer = byte_tokenizer(card.vocab_size)
     return TransformerModel(model.to(device), card, tokenizer)

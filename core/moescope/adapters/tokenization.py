@@ -10,12 +10,24 @@ from moescope.errors import InputError
 from moescope.files import shown
 
 _MAX_BYTES = 64 << 20
+_USUAL = b" \netaoinshrdlcumwfgypbvkxjqz0123456789.,_()=-:;'\"*/<>[]{}#&!?+%|@$^~`\\ABCDEFGHIJKLMNOPQRSTUVWXYZ\t"
+"""Bytes of text, the usual ones first."""
+UNUSUAL = "<other byte>"
 
 
-def byte_tokenizer() -> Tokenizer:
-    """A tokenizer whose ids are the bytes of the text's UTF-8, 0 to 255."""
+def byte_tokenizer(vocab_size: int = 256) -> Tokenizer:
+    """A tokenizer whose ids are the bytes of the text's UTF-8, 0 to 255.
+
+    A smaller vocabulary of V ids holds the V - 1 usual bytes (`_USUAL`, then the others); the last id is all the rest.
+    """
     letters = sorted(pre_tokenizers.ByteLevel.alphabet(), key=_byte_of)
-    tokenizer = Tokenizer(models.BPE(vocab={letter: byte for byte, letter in enumerate(letters)}, merges=[]))
+    if vocab_size < len(letters):
+        usual = [letters[byte] for byte in _USUAL] + [letter for i, letter in enumerate(letters) if i not in _USUAL]
+        kept = [*usual[: vocab_size - 1], UNUSUAL]
+        model = models.BPE(vocab={letter: index for index, letter in enumerate(kept)}, merges=[], unk_token=UNUSUAL)
+    else:
+        model = models.BPE(vocab={letter: byte for byte, letter in enumerate(letters)}, merges=[])
+    tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
