@@ -254,7 +254,7 @@ def _due(step: int, every: int, steps: int) -> bool:
 @contextmanager
 def _noise(seed: int, step: int, device: torch.device) -> Iterator[None]:
     """Random numbers that are a function of (seed, step) alone; the caller's generator is left as it was."""
-    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type=device.type):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(int(np.random.SeedSequence([seed, _NOISE, step]).generate_state(1)[0]))
         yield
 
