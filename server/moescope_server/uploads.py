@@ -165,9 +165,14 @@ def _register(store: Store, work: Path, files: list[Path], max_bytes: int) -> Ch
     return _register_folder(store, work, name)
 
 
+def is_trace(file: Path) -> bool:
+    """Whether a safetensors file says that it is a trace. Raises `InputError` if it is no safetensors file."""
+    return "moescope_trace" in read_header(file).metadata
+
+
 def _register_single(store: Store, file: Path) -> TraceRow:
     """A lone safetensors file may be a trace; weights alone do not say what model they are of."""
-    if "moescope_trace" not in read_header(file).metadata:
+    if not is_trace(file):
         raise InputError(
             f"{file.name} holds weights without a config.json, which says what model they are of: "
             "upload the checkpoint's whole folder or a zip of it."

@@ -270,6 +270,15 @@ def test_a_checkpoint_is_opened_in_place_once_and_only_forgotten(
     assert (mine / "config.json").is_file()
 
 
+def test_a_trace_is_opened_in_place_once_and_only_forgotten(client: TestClient, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.safetensors"
+    write_trace(make_trace(tokens=300, docs=4), mine)
+    first, again = (client.post("/api/checkpoints/open", json={"path": str(mine)}).json() for _ in range(2))
+    assert first == again and (first["origin"], first["name"], first["tokens"]) == ("path", "mine", 300)
+    assert client.delete(f"/api/traces/{first['id']}").status_code == 204
+    assert mine.is_file() and client.get("/api/traces").json() == []
+
+
 def test_an_opened_checkpoint_that_breaks_says_so_and_hides_nothing_else(
     client: TestClient, checkpoint: Path, tmp_path: Path
 ) -> None:

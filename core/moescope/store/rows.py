@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 CheckpointOrigin = Literal["sample", "upload", "path", "run"]
-TraceOrigin = Literal["sample", "upload", "run", "recorded"]
+TraceOrigin = Literal["sample", "upload", "path", "run", "recorded"]
 RunStatus = Literal["queued", "running", "finished", "stopped", "failed"]
 JobKind = Literal["trace", "train", "project"]
 JobStatus = Literal["queued", "running", "done", "failed", "cancelled"]

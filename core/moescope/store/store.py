@@ -183,11 +183,13 @@ class Store:
         return id, self.home / "traces" / f"{id}.safetensors"
 
     def delete_trace(self, id: str) -> None:
+        """Forget a trace and delete its file, unless it was opened in place; a sample cannot be deleted."""
         row = self.trace(id)
         if row.origin == "sample":
             raise InputError(f"{row.name!r} cannot be deleted: it comes with moescope.")
         self.database.delete(TraceRow, id)
-        self._remove(Path(row.path))
+        if row.origin != "path":
+            self._remove(Path(row.path))
 
     # Samples
 

@@ -11,7 +11,7 @@ from moescope.errors import InputError
 from moescope.store import CheckpointRow, Store, TraceRow
 from moescope_server.deps import Id, ServicesDep, StoreDep
 from moescope_server.schemas import CheckpointOpen, CheckpointPublic, TracePublic
-from moescope_server.uploads import take_upload
+from moescope_server.uploads import is_trace, take_upload
 
 router = APIRouter(prefix="/checkpoints")
 
@@ -50,7 +50,8 @@ def one_checkpoint(id: Id, store: StoreDep) -> CheckpointPublic:
 
 
 @router.post("/open")
-def open_checkpoint(body: CheckpointOpen, store: StoreDep) -> CheckpointPublic:
+def open_in_place(body: CheckpointOpen, store: StoreDep) -> CheckpointPublic | TracePublic:
+    """A checkpoint; or a trace, if the path is a trace's file. What is open already is answered as it is."""
     from moescope.adapters import inspect_checkpoint
 
     path = Path(body.path).expanduser()
@@ -58,12 +59,13 @@ def open_checkpoint(body: CheckpointOpen, store: StoreDep) -> CheckpointPublic:
         raise InputError(f"{body.path} is not an absolute path.")
     if not path.exists():
         raise InputError(f"There is nothing at {path}.")
-    inspect_checkpoint(path)
     path = path.resolve()
-    for row in store.checkpoints():
-        if row.path == str(path):
-            return public(store, row)
-    return public(store, store.add_checkpoint(path, path.name, "path"))
+    if path.suffix == ".safetensors" and is_trace(path):
+        known = store.traces(path=str(path))
+        return TracePublic.model_validate(known[0] if known else store.add_trace(path, path.stem, "path"))
+    inspect_checkpoint(path)
+    rows = [row for row in store.checkpoints() if row.path == str(path)]
+    return public(store, rows[0] if rows else store.add_checkpoint(path, path.name, "path"))
 
 
 @router.post("/upload")

@@ -16,7 +16,9 @@ router = APIRouter(prefix="/traces")
 
 @router.get("")
 def list_traces(store: StoreDep) -> list[TracePublic]:
-    return [TracePublic.model_validate(row) for row in store.traces()]
+    """Every trace, without the names of its documents."""
+    rows = [TracePublic.model_validate(row) for row in store.traces()]
+    return [row.model_copy(update={"data": {**row.data, "documents": None}}) for row in rows]
 
 
 @router.post("", status_code=202)
