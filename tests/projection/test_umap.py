@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from itertools import pairwise
 from typing import Any
@@ -13,6 +14,7 @@ from sklearn.metrics import silhouette_score
 
 from moescope.projection import project, project_series, warm_up
 from moescope.projection.base import Projection
+from moescope.projection.layout import SLOW_TO_COMPILE
 from moescope.projection.neighbours import nearest
 
 
@@ -43,6 +45,11 @@ def test_the_seed_decides_the_map() -> None:
     np.testing.assert_array_equal(first.xy, again.xy)
     assert first.key == again.key != other.key
     assert not np.array_equal(first.xy, other.xy)
+
+
+def test_what_numba_compiles_slowly_still_goes_by_these_names() -> None:
+    for module, name in SLOW_TO_COMPILE:
+        assert callable(getattr(importlib.import_module(module), name).enable_caching)
 
 
 def test_progress_rises_to_its_end_and_an_exception_in_it_ends_the_work() -> None:

@@ -98,7 +98,10 @@ def project_series(
 
 
 def warm_up() -> None:
-    """Have numba compile what UMAP needs (seconds), so that a worker's first map is as fast as its next."""
+    """Import UMAP and have numba compile what it needs, so that a worker's first map is as fast as its next.
+
+    Seconds where it was never done on this machine; later processes find the compiled code on disk.
+    """
     vectors = np.random.default_rng(0).normal(size=(64, 8))
     project(vectors, "umap")
 
