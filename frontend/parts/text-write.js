@@ -18,6 +18,10 @@ function text(session, window) {
   window.text.forEach((words, i) => {
     const token = window.start + i;
     const doc = starts.get(token);
+    if (doc && session.trace.kind === "vectors" && session.document(doc.index)?.tokens === 1) {
+      parts.append(h("span", { class: "tok", "data-t": token }, ` ${doc.name} `), " ");
+      return;
+    }
     if (doc) parts.append(title(session, doc.index, doc.name));
     const shown = session.trace.kind === "vectors" ? `${token - (session.document(window.doc[i])?.start ?? 0)} ` : words.replaceAll("\n", "↵\n");
     parts.append(h("span", { class: "tok", "data-t": token }, shown));

@@ -176,18 +176,30 @@ export class MoeText extends HTMLElement {
   /** @param {number} token @returns {HTMLElement | null} */
   span(token) { return this.querySelector(`.tok[data-t="${token}"]`); }
 
-  /** Scroll so that the token is in sight, writing its chunk first. @param {number} token */
+  /**
+   * Scroll so that the token is in sight. Its chunk and those beside are written first; what is written above it later
+   * may push it away, so it is looked at again until it stays.
+   * @param {number} token
+   */
   async reveal(token) {
-    const chunk = this.#chunks[Math.floor(token / CHUNK)];
-    if (!chunk) return;
-    if (chunk.filled === null) {
-      this.scrollTo({ top: chunk.element.offsetTop - this.offsetTop - this.clientHeight / 3 });
-      await this.#fill(chunk);
+    const at = Math.floor(token / CHUNK);
+    const aim = ++this.#aim;
+    if (!this.#chunks[at]) return;
+    for (let look = 0, stayed = 0; look < 12 && stayed < 2; look += 1) {
+      if (this.#chunks[at].filled === null) {
+        this.scrollTo({ top: this.#chunks[at].element.offsetTop - this.offsetTop - this.clientHeight / 3 });
+        await Promise.all(this.#chunks.slice(Math.max(0, at - 1), at + 2).map((chunk) => this.#fill(chunk)));
+      }
+      if (aim !== this.#aim || !this.isConnected) return;
+      const box = this.span(token)?.getBoundingClientRect();
+      const frame = this.getBoundingClientRect();
+      if (box && box.top > frame.top + 24 && box.bottom < frame.bottom - 24) stayed += 1;
+      else if (box) this.scrollBy({ top: box.top - frame.top - frame.height / 3 });
+      await new Promise((resolve) => { requestAnimationFrame(resolve); });
     }
-    const box = this.span(token)?.getBoundingClientRect();
-    const frame = this.getBoundingClientRect();
-    if (box && (box.top < frame.top + 24 || box.bottom > frame.bottom - 24)) this.scrollBy({ top: box.top - frame.top - frame.height / 3 });
   }
+
+  #aim = 0;
 
   /** Where none of an expert's tokens is in sight, go to the one it is surest of. @param {number} expert */
   async showSome(expert) {
