@@ -99,7 +99,7 @@ def token_map(
         xaxis=axis(showgrid=False, showticklabels=False),
         yaxis=axis(showgrid=False, showticklabels=False, scaleanchor="x", scaleratio=1),
         dragmode="pan",
-        legend=_legend(color, sum(bool(drawn.showlegend) for drawn in traces)),
+        legend=_legend(color, [drawn.name for drawn in traces if drawn.showlegend]),
     )
 
 
@@ -141,12 +141,13 @@ def _marker(traced: LayerTrace, group: _Group, token: np.ndarray, size: int, col
     return {"color": group.color, "size": size, "opacity": 0.85} | style
 
 
-def _legend(color: str, entries: int) -> dict[str, Any]:
+def _legend(color: str, names: list[str]) -> dict[str, Any]:
     title = {"expert": "best expert", "confidence": ""}.get(color, escape(color))
     made: dict[str, Any] = {"itemsizing": "constant", "tracegroupgap": 0, "title": {"text": title}}
-    if color == "expert" and entries > 10:
+    longest = max((len(name) for name in names), default=0)
+    if len(names) > 10 and longest <= 5:
         made["title"] |= {"side": "top"}
-        made |= {"orientation": "h", "x": 0, "y": -0.02, "yanchor": "top", "entrywidth": 26}
+        made |= {"orientation": "h", "x": 0, "y": -0.02, "yanchor": "top", "entrywidth": 8 + 7 * longest}
     return made
 
 

@@ -99,7 +99,8 @@ def _another(cell: Cell, said: Cell) -> bool:
 def _sentence(trace: Trace, labels: dict[str, Labels], cell: Cell, adjusted: float) -> dict[str, Any]:
     label, name = labels[cell.label], labels[cell.label].names[cell.value]
     labelled = int((label.codes >= 0).sum())
-    mine = f"“{shown_token(name)}” tokens" if cell.label == _TOKEN else f"tokens with {cell.label} “{name}”"
+    noun = "tokens" if trace.meta.kind == "text" else trace.meta.kind
+    mine = f"“{shown_token(name)}” tokens" if cell.label == _TOKEN else f"{noun} with {cell.label} “{name}”"
     everyone = "all" if labelled == trace.num_tokens else f"all that carry a {cell.label}"
     unit = "documents" if np.unique(trace.doc).size >= 2 else "blocks of 64 tokens"
     traced = trace.layers[cell.layer]
@@ -108,7 +109,7 @@ def _sentence(trace: Trace, labels: dict[str, Labels], cell: Cell, adjusted: flo
     return {
         "text": (
             f"In layer {cell.layer}, expert {cell.expert} takes {percent(cell.share)} of the {mine}, against "
-            f"{percent(cell.base)} of {everyone} (n = {number(cell.tokens)} tokens in {number(cell.units)} {unit})."
+            f"{percent(cell.base)} of {everyone} (n = {number(cell.tokens)} {noun} in {number(cell.units)} {unit})."
         ),
         "layer": cell.layer,
         "expert": cell.expert,
