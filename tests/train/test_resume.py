@@ -17,6 +17,7 @@ from moescope.events import Event
 from moescope.routers import ROUTERS
 from moescope.train import train
 from moescope.train.config import RunConfig
+from moescope.train.loop import noise
 from moescope.train.state import checkpoints
 
 CASES: dict[str, dict[str, Any]] = {
@@ -91,6 +92,22 @@ def test_what_the_caller_draws_in_between_changes_nothing(tiny: Callable[..., Ru
             assert torch.equal(torch.rand(1), before)
         torch.rand(3)
     assert told(loud) == quiet
+
+
+def test_noise_is_a_function_of_seed_and_step_alone() -> None:
+    def drawn(seed: int, step: int) -> list[float]:
+        with noise(seed, step, torch.device("cpu")):
+            return list(torch.randn(4).tolist())
+
+    first = drawn(0, 5)
+    torch.rand(7)
+    assert drawn(0, 5) == first
+    assert first not in (drawn(0, 6), drawn(1, 5))
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    drawn(0, 0)
+    assert torch.equal(torch.rand(2), expected)
 
 
 def test_seeds_differ(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ class Run:
         lr = learning_rate(done, peak=rate.lr, warmup=rate.warmup, steps=rate.steps, final=rate.final_lr)
         batch = self.batches(done)
         tokens = int(batch.valid.sum())
-        with _noise(config.seed, done, self.device):
+        with noise(config.seed, done, self.device):
             batch = batch.to(self.device)
             output: ModelOutput = self.model(batch, done)
             main = loss(output, batch)
@@ -252,7 +252,7 @@ def _due(step: int, every: int, steps: int) -> bool:
 
 
 @contextmanager
-def _noise(seed: int, step: int, device: torch.device) -> Iterator[None]:
+def noise(seed: int, step: int, device: torch.device) -> Iterator[None]:
     """Random numbers that are a function of (seed, step) alone; the caller's generator is left as it was."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(int(np.random.SeedSequence([seed, _NOISE, step]).generate_state(1)[0]))
