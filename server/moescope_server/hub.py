@@ -78,11 +78,12 @@ class EventHub:
         """
         position = after
         while not self.closed:
-            news = self._news
-            if position < self.last:
+            news, last = self._news, self.last
+            if position < last:
                 batch = await self._since(position)
-                position = batch[-1].id
-                yield batch
+                position = batch[-1].id if batch else last  # nothing: they went with their run
+                if batch:
+                    yield batch
                 continue
             try:
                 await asyncio.wait_for(news.wait(), heartbeat)

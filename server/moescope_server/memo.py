@@ -40,6 +40,8 @@ class Memo(Generic[V]):
 
     def _keep(self, key: Hashable, value: V) -> None:
         with self._lock:
+            if key in self._values:
+                self._total -= self._weight(self._values.pop(key))
             self._values[key] = value
             self._total += self._weight(value)
             while self._total > self._limit and len(self._values) > 1:
