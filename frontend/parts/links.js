@@ -37,7 +37,8 @@ export class Links {
         session.select({ layer: layer ?? session.layer, expert: same ? null : expert });
       });
     }
-    this.refresh().catch(fail);
+    /** Settles when the first picture is complete. */
+    this.first = this.refresh().catch(fail);
   }
 
   close() { this.ears.abort(); }

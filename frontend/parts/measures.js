@@ -11,6 +11,8 @@ export class MoeMeasures extends HTMLElement {
   ears = new AbortController();
   shown = "";
 
+  connectedCallback() { if (!this.firstChild) fill(this, h("p", { class: "muted", role: "status" }, "Measuring against nulls…")); }
+
   /** @param {Session} session */
   open(session) {
     this.ears.abort();
@@ -26,7 +28,6 @@ export class MoeMeasures extends HTMLElement {
     const key = `${session.trace.id} ${session.layer}`;
     if (key === this.shown) return;
     this.shown = key;
-    if (!this.firstChild) fill(this, h("p", { class: "muted", role: "status" }, "Measuring against nulls…"));
     this.classList.add("busy");
     try {
       const [rows, infos] = await Promise.all([api.metrics(session.trace.id, session.layer), api.metricInfo()]);

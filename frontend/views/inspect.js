@@ -84,8 +84,9 @@ export class MoeInspect extends HTMLElement {
     this.selection.open(session);
     this.findings.open(session);
     this.side.open(session);
-    this.measures.open(session);
     document.title = `${trace.name} · moescope`;
+    await this.links.first;
+    if (session === this.session) this.measures.open(session);
   }
 
   /** New elements for a new trace: nothing of the old one can linger. */
