@@ -181,6 +181,26 @@ def test_silence_is_broken_by_a_sign_of_life(store: Store) -> None:
     assert silence == [] and len(event) == 1
 
 
+def test_a_follower_of_events_that_are_gone_waits_for_the_next(store: Store) -> None:
+    async def found() -> list[list[Event]]:
+        put(store, 5, "doomed")
+        watched = hub.EventHub(store, poll=0.01)
+        await watched.start()
+        store.database.delete_events("doomed")
+        try:
+            source = watched.follow(0, heartbeat=0.05)
+            batches = [await anext(source)]
+            put(store, 1)
+            batches.append(await anext(source))
+            await source.aclose()
+            return batches
+        finally:
+            await watched.stop()
+
+    silence, news = asyncio.run(found())
+    assert silence == [] and [event.run for event in news] == ["r"]
+
+
 def test_leaving_in_the_middle_troubles_nobody(
     running: Any, store: Store, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
