@@ -105,6 +105,8 @@ export const api = {
   documents: (trace) => keep(`/api/traces/${id(trace)}/documents`),
   /** @param {string} trace @param {number} layer @param {number} expert @returns {Promise<T.ExpertCard>} */
   expert: (trace, layer, expert) => keep(`/api/traces/${id(trace)}/experts/${layer}/${expert}`),
+  /** Tokens of the map that went to an expert. @param {string} trace @param {number} layer @param {number} expert @returns {Promise<{ first: number[], other: number[] }>} */
+  expertTokens: (trace, layer, expert) => keep(`/api/traces/${id(trace)}/experts/${layer}/${expert}/tokens`),
   /** @param {string} trace @param {string} q @param {number} limit @returns {Promise<{ matches: number[], total: number }>} */
   search: (trace, q, limit) => keep(`/api/traces/${id(trace)}/search${query({ q, limit })}`),
   /** @param {string} trace @param {number[]} tokens @returns {Promise<T.Picked>} */

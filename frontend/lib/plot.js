@@ -117,7 +117,8 @@ export async function draw(element, figure, drag) {
   const points = meta.name === "token_map";
   const config = { ...CONFIG, scrollZoom: points };
   const bar = colour("--muted");
-  const data = figure.data.map((trace) => (trace.colorbar ? { ...trace, colorbar: { ...trace.colorbar, title: { ...trace.colorbar.title, font: { color: bar, size: 11 } }, tickfont: { color: bar, size: 11 } } } : { ...trace }));
+  const quiet = (/** @type {any} */ owner) => (owner?.colorbar ? { ...owner, colorbar: { ...owner.colorbar, title: { ...owner.colorbar.title, font: { color: bar, size: 11 } }, tickfont: { color: bar, size: 11 } } } : { ...owner });
+  const data = figure.data.map((trace) => ({ ...quiet(trace), ...(trace.marker ? { marker: quiet(trace.marker) } : {}) }));
   return Plots.react(element, data, themed(figure.layout, meta, drag), config);
 }
 
@@ -152,8 +153,8 @@ export function tokenPlaces(figure) {
 }
 
 /**
- * Dim every point but these; null shows all alike. `shade` colours them where their own colour says nothing.
- * @param {GraphDiv} plot @param {Set<number> | null} tokens @param {string | null} shade
+ * Dim every point but these; null shows all alike. `shade` is the colour of one expert's points.
+ * @param {GraphDiv} plot @param {Set<number> | null} tokens @param {{ expert: number, colour: string } | null} shade
  */
 export function emphasise(plot, tokens, shade) {
   /** @type {number[]} */
@@ -165,8 +166,9 @@ export function emphasise(plot, tokens, shade) {
     traces.push(t);
     chosen.push(tokens && trace.customdata.flatMap((/** @type {number} */ token, /** @type {number} */ i) => (tokens.has(token) ? [i] : [])));
   });
-  const own = shade?.startsWith("var(") ? colour(shade.slice(4, -1)) : shade;
-  if (traces.length) Plotly.restyle(plot, { selectedpoints: chosen, "selected.marker.color": own }, traces).catch(() => undefined);
+  const own = shade?.colour.startsWith("var(") ? colour(shade.colour.slice(4, -1)) : shade?.colour;
+  const colours = traces.map((t) => (shade && plot.data[t].meta?.group?.expert === shade.expert ? own : null));
+  if (traces.length) Plotly.restyle(plot, { selectedpoints: chosen, "selected.marker.color": colours }, traces).catch(() => undefined);
 }
 
 /** What a drag does, `lasso`, `select` (a box) or `pan`; and back to where everything is in sight. @param {GraphDiv} plot @param {string} mode */

@@ -53,7 +53,7 @@ export interface Picked {
 export type JobStatus = "queued" | "running" | "done" | "failed" | "cancelled";
 export interface Job {
   id: string; kind: "trace" | "train" | "project"; status: JobStatus; stage: string | null; progress: number | null;
-  seconds_left: number | null; error: string | null; result: Record<string, unknown> | null; created: string; title?: string;
+  seconds_left: number | null; error: string | null; result: Record<string, unknown> | null; created: string;
 }
 export interface RunRow {
   id: string; name: string; preset: string | null; status: "queued" | "running" | "finished" | "stopped" | "failed";

@@ -39,6 +39,7 @@ export class MoeFigure extends HTMLElement {
     this.heading = h("h2");
     this.help = h("span");
     this.note = h("p", { class: "figure-note", hidden: true });
+    this.legend = h("p", { class: "figure-legend" });
     this.caption = h("p", { class: "figure-caption", tabIndex: 0 });
     this.tools = h("span", { class: "figure-tools" });
     this.sizes = new ResizeObserver(() => this.fit());
@@ -50,7 +51,7 @@ export class MoeFigure extends HTMLElement {
       this.setAttribute("role", "group");
       this.append(
         h("header", null, this.heading, this.help, this.tools),
-        h("div", { class: "figure-body" }, this.canvas, this.overlay, this.message), this.note, h("div", { class: "figure-foot" }, this.caption));
+        h("div", { class: "figure-body" }, this.canvas, this.overlay, this.message), this.note, this.legend, h("div", { class: "figure-foot" }, this.caption));
     }
     this.sizes.observe(this.canvas);
     theme.addEventListener("change", this.themed);
@@ -144,7 +145,7 @@ export class MoeFigure extends HTMLElement {
   key = "";
   /** What a drag over the map does. */
   drag = "lasso";
-  /** @type {string | null} */
+  /** @type {{ expert: number, colour: string } | null} */
   shade = null;
 
   /** Buttons for what a drag does, and the way back. @param {boolean} wanted */
@@ -202,9 +203,13 @@ export class MoeFigure extends HTMLElement {
     this.mark();
   }
 
-  /** Dim every point but these. @param {Set<number> | null} tokens @param {string | null} [shade] colours them anew */
-  focusTokens(tokens, shade = null) {
+  /**
+   * Dim every point but these; the expert's own are drawn in `colour`.
+   * @param {Set<number> | null} tokens @param {number | null} [expert] @param {string | null} [colour]
+   */
+  focusTokens(tokens, expert = null, colour = null) {
     if (tokens === null && this.focused === null) return;
+    const shade = expert === null || colour === null ? null : { expert, colour };
     this.focused = tokens;
     this.shade = shade;
     if (this.plot) {

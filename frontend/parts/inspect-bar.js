@@ -35,9 +35,7 @@ export class InspectBar extends HTMLElement {
         this.slider, h("button", { type: "button", class: "icon", "aria-label": "Next layer", title: "Next layer ( ] )", onclick: () => session.stepLayer(1) }, "›"), this.layerName),
       field("Colour", this.color), trace.labels.length > 1 && field("Label", this.label),
       h("div", { class: "field" }, h("span", { class: "field-name" }, "Map"), this.methods),
-      h("div", { class: "field search-field" }, this.search, this.found,
-        h("button", { type: "button", class: "icon", "aria-label": "Previous match", onclick: () => this.step(session, view, -1) }, "‹"),
-        h("button", { type: "button", class: "icon", "aria-label": "Next match", onclick: () => this.step(session, view, 1) }, "›")));
+      h("div", { class: "field search-field" }, this.search, this.found));
     this.slider.max = String(trace.layers.length - 1);
     this.slider.addEventListener("input", () => session.select({ layer: trace.layers[Number(this.slider.value)].layer }));
     fill(this.color, option("expert", "expert"), trace.labels.map(({ name }) => option(name, name)), option("confidence", "confidence"));
@@ -69,9 +67,9 @@ export class InspectBar extends HTMLElement {
   refresh(session) {
     const { trace, layerInfo, method } = session;
     this.slider.value = String(trace.layers.indexOf(layerInfo));
-    const routed = `${layerInfo.k === null ? "some" : layerInfo.k} of ${layerInfo.num_experts} experts a token`;
-    fill(this.layerName, h("strong", null, layerInfo.layer), h("span", { class: "muted" }, ` (${routed})`));
-    this.layerName.title = `${layerInfo.path}, router ${layerInfo.router}`;
+    const routed = `${layerInfo.k === null ? "some" : layerInfo.k} of ${layerInfo.num_experts} experts`;
+    fill(this.layerName, h("strong", null, layerInfo.layer), h("span", { class: "muted" }, ` · ${routed}`));
+    this.layerName.title = `A token goes to ${routed}. Router: ${layerInfo.router} at ${layerInfo.path}`;
     this.color.value = session.color;
     if (session.label) this.label.value = session.label;
     if (document.activeElement !== this.search) this.search.value = session.query;
@@ -87,7 +85,6 @@ export class InspectBar extends HTMLElement {
     const { hits, hitTotal, query, token } = session;
     this.at = token === null ? -1 : hits.indexOf(token);
     this.found.textContent = !query ? "" : hits.length === 0 ? "no match" : `${this.at >= 0 ? `${number(this.at + 1)} of ` : ""}${number(hitTotal)}`;
-    this.querySelector(".search-field")?.classList.toggle("has-hits", hits.length > 0);
   }
 
   /** @param {KeyboardEvent} event @param {Session} session @param {MoeInspect} view */

@@ -9,6 +9,9 @@ import { isActive, jobs } from "../lib/jobs.js";
 import { state } from "../lib/state.js";
 import { fail, toast } from "../lib/toast.js";
 
+/** @type {Record<string, string>} */
+const NAMES = { trace: "Trace", train: "Training run", project: "Projection of the map" };
+
 export class MoeJobs extends HTMLElement {
   button = h("button", { type: "button", class: "quiet jobs-button", "aria-expanded": "false", "aria-controls": "jobs-panel", onclick: () => this.toggle() });
   panel = h("div", { class: "jobs-panel", id: "jobs-panel", hidden: true, role: "region", "aria-label": "Jobs" });
@@ -49,7 +52,7 @@ function row(job) {
   const words = job.status === "queued" ? "waiting for its turn" : job.status === "running" ? `${job.stage || "working"}${left ? `, ${left} left` : ""}` : job.status === "failed" ? job.error ?? "failed" : job.status;
   const where = place(job);
   return h("div", { class: `job ${job.status}` },
-    h("div", { class: "job-head" }, h("strong", null, job.title ?? title(job.kind)), where && job.kind !== "project" && h("a", { href: where }, "Open"),
+    h("div", { class: "job-head" }, h("strong", null, NAMES[job.kind] ?? title(job.kind)), where && job.kind !== "project" && h("a", { href: where }, "Open"),
       isActive(job)
         ? h("button", { type: "button", class: "small", onclick: () => api.cancelJob(job.id).catch(fail) }, "Cancel")
         : h("button", { type: "button", class: "icon", "aria-label": "Take off the list", onclick: () => jobs.forget(job.id) }, "×")),

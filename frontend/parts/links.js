@@ -4,7 +4,6 @@
 /** @import { MoeInspect } from "../views/inspect.js" */
 
 import { api } from "../lib/api.js";
-import { copy } from "../lib/plot.js";
 import { fail } from "../lib/toast.js";
 import { fill } from "../lib/dom.js";
 import { stepButtons } from "./steps.js";
@@ -69,7 +68,7 @@ export class Links {
     this.search().catch(fail);
     const turn = ++this.turn;
     const focused = await this.focused();
-    if (turn === this.turn) view.map.focusTokens(focused, expert !== null && color === "expert" ? session.shownColour(expert) : null);
+    if (turn === this.turn) view.map.focusTokens(focused, expert, expert === null ? null : session.shownColour(expert));
     if (expert !== null && (expert !== this.expert || layer !== this.layer) && token === null) view.text.showSome(expert).catch(fail);
     this.expert = expert;
     this.layer = layer;
@@ -85,12 +84,11 @@ export class Links {
 
   /** The tokens of the map that stay bright: those of the expert, those of the lasso, or those of both. @returns {Promise<Set<number> | null>} */
   async focused() {
-    const { expert, picked, layer, trace, method } = this.session;
+    const { expert, picked, layer, trace } = this.session;
     if (expert === null) return picked;
-    const answer = await api.figure("traces", trace.id, "token_map", { layer, color: "expert", method: method === "pca" ? null : method });
-    if ("job" in answer) return picked;
-    const tokens = copy(answer).data.filter((part) => part.meta?.group?.expert === expert).flatMap((part) => part.customdata.map(Number));
-    return new Set(picked ? tokens.filter((/** @type {number} */ token) => picked.has(token)) : tokens);
+    const { first, other } = await api.expertTokens(trace.id, layer, expert);
+    const tokens = [...first, ...other];
+    return new Set(picked ? tokens.filter((token) => picked.has(token)) : tokens);
   }
 
   async search() {
@@ -109,6 +107,7 @@ export class Links {
     const words = color === "expert" ? `coloured by the first-choice expert at layer ${layer}` : color === "confidence" ? `the stronger, the larger the first expert's gate at layer ${layer}` : `coloured by ${color}`;
     const place = this.view.querySelector(".legend-words");
     if (place) place.textContent = expert === null ? words : `E${expert} first: filled; also: underlined`;
+    this.view.map.legend.textContent = expert === null ? "" : color === "expert" ? `Bright: sent to E${expert}; in its colour where it is the first choice.` : `Bright: sent to E${expert}.`;
     const steps = this.view.querySelector(".text-steps");
     if (steps) fill(steps, stepButtons(this.session, this.view.text));
   }

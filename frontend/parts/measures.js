@@ -68,7 +68,7 @@ export class MoeMeasures extends HTMLElement {
     return h("tr", { class: far ? "far" : "" },
       h("th", { scope: "row" }, (info?.title ?? title(row.metric)).replace(" with a label", ""), name && [": ", name], words ? tip(words) : null),
       h("td", { class: "num" }, row.value === null ? h("span", { class: "muted" }, row.note || "not enough data") : h("strong", null, number(row.value))),
-      h("td", { class: "muted" }, row.unit),
+      h("td", { class: "muted unit" }, row.unit),
       h("td", { class: "num" }, number(row.null), row.null_std === null ? null : h("span", { class: "muted" }, ` ± ${number(row.null_std, 2)}`)),
       h("td", { class: "num" }, number(row.z)), h("td", { class: "num" }, pValue(row.p)),
       h("td", { class: "num" }, low === null && high === null ? "–" : `${number(low)} to ${number(high)}`),

@@ -66,7 +66,7 @@ export function rules(session) {
   const { color, expert } = session;
   const colours = color === "expert" ? session.palette() : color === "confidence" ? [] : session.trace.label_palette[color] ?? [];
   const all = colours.map((hex, i) => `moe-text .c${i}{--c:${/^#[0-9a-f]{3,8}$/i.test(hex) ? hex : "gray"}}`);
-  if (color === "confidence") for (let i = 0; i < 10; i += 1) all.push(`moe-text .c${i}{--c:var(--accent);--tint:${5 + i * 6}%}`);
+  if (color === "confidence") for (let i = 0; i < 10; i += 1) all.push(`moe-text .c${i}{--c:var(--accent);--tint:${Math.round(((i + 0.5) / 10) ** 2 * 85)}%}`);
   if (expert !== null) {
     const own = session.shownColour(expert);
     all.push(`moe-text .tok:not(.k${expert}){--c:transparent;color:var(--faint)}`);

@@ -192,14 +192,21 @@ export class MoeText extends HTMLElement {
       }
       if (aim !== this.#aim || !this.isConnected) return;
       const box = this.span(token)?.getBoundingClientRect();
-      const frame = this.getBoundingClientRect();
-      if (box && box.top > frame.top + 24 && box.bottom < frame.bottom - 24) stayed += 1;
-      else if (box) this.scrollBy({ top: box.top - frame.top - frame.height / 3 });
+      const [top, bottom] = this.#seen();
+      if (box && box.top > top + 24 && box.bottom < bottom - 24) stayed += 1;
+      else if (box) this.scrollBy({ top: box.top - top - (bottom - top) / 3 });
       await new Promise((resolve) => { requestAnimationFrame(resolve); });
     }
   }
 
   #aim = 0;
+
+  /** The part of the text that is on the screen, or all of it where that is hardly anything. @returns {[number, number]} */
+  #seen() {
+    const { top, bottom } = this.getBoundingClientRect();
+    const [first, last] = [Math.max(top, 90), Math.min(bottom, innerHeight)];
+    return last - first > 120 ? [first, last] : [top, bottom];
+  }
 
   /** Where none of an expert's tokens is in sight, go to the one it is surest of. @param {number} expert */
   async showSome(expert) {

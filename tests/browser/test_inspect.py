@@ -62,9 +62,18 @@ def test_clicking_a_cell_shows_that_expert_everywhere(page: Page, served: Served
         "() => getComputedStyle(document.body).color"
     )
     page.wait_for_function(
-        """() => document.querySelector('.area-map .figure-plot').data.every((trace) =>
-            (trace.selectedpoints.length > 0) === (trace.meta.group.expert === 3))"""
+        "() => document.querySelector('.area-map .figure-plot').data.every((one) => one.selectedpoints)"
     )
+    bright = page.evaluate(
+        """() => document.querySelector('.area-map .figure-plot').data.flatMap((trace) =>
+            trace.selectedpoints.map((point) => Number(trace.customdata[point])))"""
+    )
+    window = page.evaluate(
+        "async (id) => (await fetch(`/api/traces/${id}/tokens?layer=1&start=0&count=3000`)).json()",
+        served.traces["plain"],
+    )
+    sent = {t for t, experts in enumerate(window["experts"]) if 3 in experts and window["in_map"][t]}
+    assert set(bright) == sent
     assert "layer=1&expert=3" in page.url
     page.keyboard.press("Escape")
     expect(page.locator("moe-selection")).to_contain_text("nothing selected")

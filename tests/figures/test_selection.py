@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moescope.errors import InputError
-from moescope.figures.cards.selection import selection_card
+from moescope.figures.cards.selection import expert_tokens, selection_card
 from synthetic import make_trace
 
 TRACE = make_trace(tokens=600, layers=2, experts=6, k=2)
@@ -61,3 +61,14 @@ def test_one_token_is_too_little_to_compare() -> None:
 def test_a_selection_outside_the_trace_is_refused(tokens: list[int], words: str) -> None:
     with pytest.raises(InputError, match=words):
         selection_card(TRACE, tokens)
+
+
+def test_an_experts_tokens_on_the_map_are_those_that_chose_it() -> None:
+    assert TRACE.sample is not None
+    for expert in range(6):
+        found = expert_tokens(TRACE, 1, expert)
+        chose = {int(t): TRACE.layers[1].expert_TK[t].tolist() for t in TRACE.sample}
+        assert found["first"] == [t for t, experts in chose.items() if experts[0] == expert]
+        assert found["other"] == [t for t, experts in chose.items() if expert in experts[1:]]
+    with pytest.raises(InputError, match="Expert 6"):
+        expert_tokens(TRACE, 1, 6)

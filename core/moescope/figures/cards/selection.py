@@ -1,4 +1,4 @@
-"""A set of tokens: where they go, against where all tokens go, and what labels they carry."""
+"""Sets of tokens: where a selection goes, against where all tokens go; the tokens that went to an expert."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from moescope.errors import InputError
-from moescope.figures.counts import MIN_COUNT, layer_load
+from moescope.figures.counts import MIN_COUNT, get_layer, layer_load
 from moescope.trace.schema import LayerTrace, Trace
 
 
@@ -36,6 +36,20 @@ def selection_card(trace: Trace, tokens: Sequence[int]) -> dict[str, Any]:
             name: _profile(labels.codes, labels.codes[chosen], labels.names) for name, labels in trace.labels.items()
         },
     }
+
+
+def expert_tokens(trace: Trace, layer: int, expert: int) -> dict[str, list[int]]:
+    """The sampled tokens (those that a map can show) that want an expert, as their `first` choice or as an `other`.
+
+    Raises `InputError` for an unknown layer or expert.
+    """
+    traced = get_layer(trace, layer)
+    if expert not in layer_load(traced).expert_E:
+        raise InputError(f"Expert {expert} is not one of layer {layer}'s experts.")
+    sample = np.zeros(0, np.int32) if trace.sample is None else trace.sample
+    wanted_nK = (traced.expert_TK[sample] == expert) & traced.wanted_TK[sample]
+    first_n = traced.top1_T[sample] == expert
+    return {"first": sample[first_n].tolist(), "other": sample[wanted_nK.any(1) & ~first_n].tolist()}
 
 
 def _shares(traced: LayerTrace, chosen: np.ndarray) -> list[dict[str, Any]]:
