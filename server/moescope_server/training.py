@@ -43,11 +43,33 @@ def can_resume(store: Store, run: RunRow) -> None:
         raise InputError(f"{run.name!r} has no checkpoint to go on from; start it again instead.")
 
 
+def require_same(run: RunRow, preset: str, overrides: Mapping[str, Any]) -> None:
+    """Raise `InputError`, naming the first setting, if the run is of another configuration than the one named."""
+    from moescope.config import dump
+    from moescope.train.config import load_run_config
+
+    named = _flat(dump(load_run_config(preset, overrides)))
+    was = _flat(run.config)
+    for key in sorted(named.keys() | was.keys()):
+        if named.get(key) != was.get(key):
+            there, here = was.get(key), named.get(key)
+            raise InputError(f"{run.id} is resumed as it was: {key} is {there!r} there, and {here!r} in what you gave.")
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
 def follow(store: Store, run: RunRow, *, resume: bool, stop: Callable[[], bool], report: Report) -> dict[str, Any]:
     """Train, and write down every event as it happens. Returns how it ended; a failure is written down and raised."""
+    from moescope.train.allocator import keep_freed_memory
     from moescope.train.config import parse_run_config
     from moescope.train.loop import train
 
+    keep_freed_memory()
     folder = store.run_folder(run.id)
     ended: dict[str, Any] = {"run": run.id, "finished": False}
     step = run.step if resume else 0

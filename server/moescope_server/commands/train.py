@@ -16,7 +16,7 @@ from moescope.errors import InputError
 from moescope.store import RunRow, Store
 from moescope_server.commands.output import open_store, print_json, progress_bar
 from moescope_server.jobs import begin_here
-from moescope_server.training import Report, can_resume, create_run, follow
+from moescope_server.training import Report, can_resume, create_run, follow, require_same
 from moescope_server.worker import JobReport, finish
 
 
@@ -24,13 +24,13 @@ def train(
     preset: str | None, set: list[str], *, resume: str | None, name: str | None, home: Path | None, json: bool
 ) -> None:
     """Train a preset or a TOML file, or go on with a run. Raises `InputError`."""
-    if (preset is None) == (resume is None):
-        raise InputError("Give either a preset (or a TOML file) to train, or a run to --resume.")
-    if resume is not None and (set or name):
-        raise InputError("A run is resumed as it was: --set and --name do not go with --resume.")
+    if preset is None and resume is None:
+        raise InputError("Give a preset (or a TOML file) to train, or a run to --resume.")
+    if resume is not None and (name or (set and preset is None)):
+        raise InputError("A run is resumed as it was: --name, and --set without a preset, do not go with --resume.")
     store = open_store(home)
     try:
-        run = _new(store, preset, set, name) if preset is not None else _old(store, str(resume))
+        run = _old(store, resume, preset, set) if resume is not None else _new(store, str(preset), set, name)
         ended = _train_here(store, run, resume=resume is not None)
     finally:
         store.close()
@@ -49,9 +49,13 @@ def _new(store: Store, preset: str, set: list[str], name: str | None) -> RunRow:
     return create_run(store, preset, dict(parse_override(item) for item in set), name)
 
 
-def _old(store: Store, id: str) -> RunRow:
+def _old(store: Store, id: str, preset: str | None, set: list[str]) -> RunRow:
+    from moescope.train.preset import parse_override
+
     run = store.run(id)
     can_resume(store, run)
+    if preset is not None:
+        require_same(run, preset, dict(parse_override(item) for item in set))
     return run
 
 
