@@ -19,7 +19,7 @@ ENV MOESCOPE_HOME=/data PYTHONUNBUFFERED=1
 VOLUME /data
 EXPOSE 7400
 HEALTHCHECK --interval=30s --timeout=5s --start-period=20s \
-  CMD python -c "import urllib.request as u; u.urlopen('http://127.0.0.1:7400/healthz', timeout=4)"
+  CMD python -c "import urllib.request as u; u.urlopen('http://127.0.0.1:7400/favicon.ico', timeout=4)"
 # Inside a container the loopback of the host is another machine: listen on all of the container's addresses.
 # docker-compose.yml publishes the port on the host's loopback only.
 CMD ["moescope", "serve", "--host", "0.0.0.0", "--port", "7400", "--no-browser"]
