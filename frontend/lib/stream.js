@@ -43,6 +43,15 @@ class Stream extends EventTarget {
     this.dispatchEvent(new Event("status"));
   }
 
+  /** Settles once the stream is open, or after a while without one: what is fetched after it misses no event. @param {number} most ms */
+  whenLive(most) {
+    return new Promise((resolve) => {
+      if (this.status === "live") resolve(true);
+      this.addEventListener("status", () => resolve(this.status === "live"), { once: true });
+      window.setTimeout(() => resolve(false), most);
+    });
+  }
+
   /** Hear every event until the returned function is called. @param {(event: MoeEvent) => void} listener @returns {() => void} */
   listen(listener) {
     this.listeners.add(listener);

@@ -68,7 +68,7 @@ export class InspectBar extends HTMLElement {
     const { trace, layerInfo, method } = session;
     this.slider.value = String(trace.layers.indexOf(layerInfo));
     const routed = `${layerInfo.k === null ? "some" : layerInfo.k} of ${layerInfo.num_experts} experts`;
-    fill(this.layerName, h("strong", null, layerInfo.layer), h("span", { class: "muted" }, ` · ${routed}`));
+    fill(this.layerName, h("strong", null, layerInfo.layer), h("span", { class: "muted" }, ` · ${routed}`), layerInfo.causal === false && trace.kind === "text" && h("span", { class: "chip", title: "What a token receives here depends on later tokens too: a leak for a model that predicts the next token." }, "not causal"));
     this.layerName.title = `A token goes to ${routed}. Router: ${layerInfo.router} at ${layerInfo.path}`;
     this.color.value = session.color;
     if (session.label) this.label.value = session.label;

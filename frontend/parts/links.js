@@ -106,7 +106,7 @@ export class Links {
     const { color, expert, layer } = this.session;
     const words = color === "expert" ? `coloured by the first-choice expert at layer ${layer}` : color === "confidence" ? `the stronger, the larger the first expert's gate at layer ${layer}` : `coloured by ${color}`;
     const place = this.view.querySelector(".legend-words");
-    if (place) place.textContent = expert === null ? words : `E${expert} first: filled; also: underlined`;
+    if (place) place.textContent = expert === null ? words : `E${expert} first: filled; also: ${this.session.trace.kind === "patches" ? "outlined" : "underlined"}`;
     this.view.map.legend.textContent = expert === null ? "" : color === "expert" ? `Bright: sent to E${expert}; in its colour where it is the first choice.` : `Bright: sent to E${expert}.`;
     const steps = this.view.querySelector(".text-steps");
     if (steps) fill(steps, stepButtons(this.session, this.view.text));

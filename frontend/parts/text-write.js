@@ -71,6 +71,7 @@ export function rules(session) {
     const own = session.shownColour(expert);
     all.push(`moe-text .tok:not(.k${expert}){--c:transparent;color:var(--faint)}`);
     all.push(`moe-text .tok.k${expert}:not(.p${expert}){--tint:0%;--c:${own}}`);
+    all.push(`moe-text .patches .tok.k${expert}:not(.p${expert}){box-shadow:inset 0 0 0 2px ${own}}`);
     if (color === "expert") all.push(`moe-text .tok.p${expert}{--c:${own}}`);
   }
   return all.join("\n");

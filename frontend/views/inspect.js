@@ -107,7 +107,7 @@ export class MoeInspect extends HTMLElement {
   lay(session) {
     const { trace } = session;
     const ask = new MoeTraceForm();
-    const words = trace.kind === "patches" ? "Images, patch by patch" : trace.kind === "vectors" ? "Vectors" : "Text";
+    const words = trace.kind === "patches" ? "Images" : trace.kind === "vectors" ? "Vectors" : "Text";
     fill(this, h("div", { class: "inspect-top" }, this.bar, warnings(trace), this.findings, this.selection,
       h("div", { class: "inspect-grid" },
         h("section", { class: "panel area-text", "aria-label": words }, h("header", null, h("h2", null, words), h("span", { class: "legend-words muted" }), h("span", { class: "text-steps" })), this.text),

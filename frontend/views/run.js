@@ -59,6 +59,7 @@ export class MoeRun extends HTMLElement {
   /** @param {string} id */
   async open(id) {
     this.opened = id;
+    await stream.whenLive(3000);
     const [run, runs] = await Promise.all([api.run(id), api.runs()]);
     if (this.opened !== id) return;
     this.run = run;

@@ -7,6 +7,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from browser.inspecting import open_trace, ready
 from browser.serving import Served
+from moescope.events import EVENT_KINDS
 
 pytestmark = pytest.mark.browser
 
@@ -93,6 +94,12 @@ def test_nothing_sticks_out_at_the_side(page: Page, served: Served, width: int, 
     page.goto(served.inspect("plain") if where == "inspect" else f"{served.base}/#/{where}")
     page.wait_for_timeout(1200)
     assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+
+
+def test_the_stream_hears_every_kind_of_event(page: Page, served: Served) -> None:
+    page.goto(f"{served.base}/")
+    heard = page.evaluate("async () => (await import('/lib/stream.js')).KINDS")
+    assert sorted(heard) == sorted(EVENT_KINDS)
 
 
 def test_the_address_packs_and_unpacks_tokens(page: Page, served: Served) -> None:
