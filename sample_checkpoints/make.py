@@ -31,6 +31,7 @@ from moescope.model import IGNORED, Batch, load_checkpoint, num_params, save_che
 from moescope.trace.io import write_trace
 from moescope.trace.recorder import record_trace
 from moescope.train import RunConfig, load_run_config
+from moescope.train.allocator import keep_freed_memory
 from moescope.train.evaluate import evaluate
 from moescope.train.loop import Run, sources
 from moescope.train.prepare import Prepared, prepare
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()
     for name in arguments.only or SAMPLES:
         began = time.perf_counter()
         make(name, arguments.out, arguments.steps)

@@ -148,6 +148,20 @@ def test_a_folder_that_holds_a_run_is_not_trained_in_again(tiny: Callable[..., R
         train(tiny(), tmp_path / "run")
 
 
+def test_a_run_goes_on_with_the_threads_it_began_with(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    list(train(tiny(), tmp_path / "run", stop=stop_after(1)))
+    torch.set_num_threads(before + 1)
+    try:
+        events = train(tiny(), tmp_path / "run", resume=tmp_path / "run")
+        next(events)
+        assert torch.get_num_threads() == before
+        list(events)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_nothing_to_resume_is_told(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no checkpoint"):
         train(tiny(), tmp_path / "run", resume=tmp_path / "run")

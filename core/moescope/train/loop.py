@@ -47,7 +47,7 @@ def train(
     """Train in `folder`, yielding events as they happen; the run goes on while the iterator is read.
 
     resume:   a checkpoint of this run, or the run's folder (its newest checkpoint); on a CPU the losses
-              that follow are bit for bit those of a run that was never stopped.
+              that follow are bit for bit those of a run that was never stopped (the number of threads is put back too).
     stop:     asked before every step; once true, a checkpoint is written and the run ends with `run_stopped`.
     progress: called with the name of each stage before the first step.
 
@@ -68,8 +68,7 @@ def _train(
     config: RunConfig, folder: Path, saved: state.Saved | None, stop: Callable[[], bool], progress: Progress
 ) -> Iterator[Event]:
     threads = torch.get_num_threads()
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.threads or (saved.threads if saved is not None else threads))
     try:
         run = Run(config, folder, saved, progress)
         folder.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from moescope.config import dump
@@ -64,7 +65,8 @@ def save(
     fingerprint: str,
 ) -> Path:
     """Write the checkpoint of a step, complete or not at all; then drop the oldest beyond `keep_checkpoints`."""
-    plain = {"version": _VERSION, **asdict(counts), "data": fingerprint, "config": dump(config)}
+    threads = torch.get_num_threads()  # the order of sums depends on it
+    plain = {"version": _VERSION, **asdict(counts), "threads": threads, "data": fingerprint, "config": dump(config)}
 
     def extra(staging: Path) -> None:
         save_file(optimizer.state(), staging / _OPTIMIZER)
@@ -109,6 +111,7 @@ class Saved:
     counts: Counts
     config: Mapping[str, Any]
     fingerprint: str
+    threads: int
 
     def check(self, config: RunConfig) -> None:
         """Raise `InputError` naming the first setting that is not what the checkpoint was made with."""
@@ -159,7 +162,8 @@ def find(path: Path) -> Saved:
             loss=plain["loss"],
             eval_loss=plain["eval_loss"],
         )
-        return Saved(folder, counts, dict(plain["config"]), str(plain["data"]))
+        threads = max(1, min(int(plain["threads"]), 1024))
+        return Saved(folder, counts, dict(plain["config"]), str(plain["data"]), threads)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
