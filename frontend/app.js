@@ -2,7 +2,7 @@
 
 /** @import { View } from "./views/index.js" */
 
-import { api, ApiError } from "./lib/api.js";
+import { ApiError } from "./lib/api.js";
 import { fill, h } from "./lib/dom.js";
 import { jobs } from "./lib/jobs.js";
 import { state } from "./lib/state.js";
@@ -81,5 +81,4 @@ state.addEventListener("change", route);
 addEventListener("keydown", key);
 stream.start();
 jobs.refresh().catch((error) => { if (!(error instanceof ApiError && error.status === 401)) fail(error); });
-api.info().then((info) => { document.documentElement.dataset.version = info.version; }, fail);
 route();

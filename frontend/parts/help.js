@@ -1,5 +1,6 @@
 /** The keys, and what the words on the page mean, in a dialog. */
 
+import { api } from "../lib/api.js";
 import { h } from "../lib/dom.js";
 
 /** @type {[string[], string][]} */
@@ -34,6 +35,9 @@ export function helpDialog() {
     h("p", null, "Hover a token to ring its point in the map, and the other way round. Click an expert anywhere (a cell, a bar, a button) and every view shows it. Drag in the map to lasso points, scroll to zoom, double-click to see all again."),
     h("h3", null, "Words"),
     h("dl", { class: "words" }, WORDS.map(([word, meaning]) => h("div", null, h("dt", null, word), h("dd", null, meaning)))));
+  const about = h("p", { class: "muted small-text about" });
+  dialog.append(about);
+  api.info().then((info) => { about.textContent = `moescope ${info.version}${info.device ? ` on ${info.device}` : ""}; everything is kept in ${info.home}`; }, () => undefined);
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
   return dialog;
 }
