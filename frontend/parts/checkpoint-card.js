@@ -21,7 +21,7 @@ export function checkpointCard(checkpoint, traces, changed) {
   const facts = [
     ["family", checkpoint.family || "–"], ["parameters", compact(checkpoint.params)],
     ["layers × experts", `${layers.length || "–"} × ${experts.length > 2 ? `${experts[0]}–${experts[experts.length - 1]}` : experts.join(", ") || "–"}`],
-    ["experts per token", ks.map((k) => k ?? "varies").join(", ") || "–"],
+    ["a token visits", ks.length ? `${ks.map((k) => k ?? "some").join(" or ")} of them` : "–"],
     ["traced", traces.length ? `${number(traces[0].tokens)} ${checkpoint.kind === "text" ? "tokens" : checkpoint.kind === "patches" ? "patches" : "vectors"}` : "not yet"],
     ["size", bytes(checkpoint.size_bytes)],
   ];
