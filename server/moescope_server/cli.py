@@ -123,6 +123,9 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()  # whoever read the output has gone; nothing is left to say
         code = 1
+    except OSError as error:  # a path that cannot be, a full disk, a folder that may not be written
+        where = f"{error.filename}: " if error.filename is not None else ""
+        _fail(f"{where}{error.strerror or error}", 2)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -112,6 +112,12 @@ class JobRunner:
         self._wake.set()
         return self.store.job(id)
 
+    def bury_dead(self) -> None:
+        """Close jobs whose process has died, where no server watches. One that has not said who it is may yet start."""
+        for row in self.store.jobs(status="running"):
+            if row.pid is not None and not same_process(row.pid, row.pid_start):
+                self._bury(row, _Watched(None))
+
     def _loop(self) -> None:
         while not self._stop.is_set():
             try:

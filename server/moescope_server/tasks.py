@@ -38,7 +38,7 @@ def make_trace(
             raise InputError("This model reads no text, so pasted text cannot be traced.")
         data = encode(pasted(text), model.tokenizer, tokens, {"corpus": "pasted", "synthetic": False})
     else:
-        data = load_tokens(source or DEFAULT_SOURCES[model.card.kind], model.tokenizer, tokens)
+        data = load_tokens(DEFAULT_SOURCES[model.card.kind] if source is None else source, model.tokenizer, tokens)
     report("tracing", 0.0)
 
     def progress(done: int, total: int) -> None:

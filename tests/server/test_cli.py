@@ -87,6 +87,15 @@ BAD: list[tuple[list[str], str]] = [
     (["trace", "/no/such", "--data", "digits", "--out", "x.safetensors"], "neither a folder here nor a checkpoint"),
     (["trace", ".", "--data", "digits", "--out", "/no/such/folder/x"], "cannot|not a file that can be written"),
     (["trace", ".", "--data", "digits", "--out", "x", "--tokens", "0"], "--tokens"),
+    (["trace", ".", "--data", "", "--out", "x"], "--data names no data"),
+    (["trace", ".", "--data", "digits", "--out", "PIPE"], "not a file that can be written"),
+    (["trace", ".", "--data", "digits", "--out", "x" * 300], "too long|longer than"),
+    (["trace", ".", "--data", "digits", "--out", "x" * 240], "longer than"),
+    (["trace", "x" * 300, "--data", "digits", "--out", "x"], "too long"),
+    (["metrics", "x" * 300], "too long"),
+    (["train", "x" * 300], "too long"),
+    (["info", "--home", "~nobody-at-all/x"], "home folder of nobody"),
+    (["info", "--home", "NODATABASE"], "cannot be used as moescope's database"),
     (["metrics", "/no/such.safetensors"], "neither a file here nor a trace"),
     (["metrics", "PYPROJECT"], "header"),
     (["train"], "Give a preset"),
@@ -102,7 +111,7 @@ BAD: list[tuple[list[str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "words"), BAD, ids=[" ".join(arguments) or "-" for arguments, _ in BAD])
+@pytest.mark.parametrize(("arguments", "words"), BAD, ids=[" ".join(arguments)[:60] or "-" for arguments, _ in BAD])
 def test_bad_input_is_one_line_and_exit_code_2(
     call: Call, home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str], words: str
 ) -> None:
@@ -110,11 +119,15 @@ def test_bad_input_is_one_line_and_exit_code_2(
     monkeypatch.chdir(tmp_path)
     stand_in = tmp_path / "pyproject.toml"
     stand_in.write_text("not what is wanted")
-    code, out, err = call(*[str(stand_in) if argument == "PYPROJECT" else argument for argument in arguments])
+    (home / "odd" / "moescope.sqlite").mkdir(parents=True)
+    os.mkfifo(home / "pipe")
+    named = {"PYPROJECT": stand_in, "PIPE": home / "pipe", "NODATABASE": home / "odd"}
+    code, out, err = call(*[str(named.get(argument, argument)) for argument in arguments])
     assert (code, out) == (2, ""), err
     assert err.startswith("moescope: ") and err.count("\n") == 1 and err.endswith("\n")
     assert any(word in err for word in words.split("|")), err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "pyproject.toml"]
+    assert (home / "pipe").is_fifo()
 
 
 def test_the_same_in_a_shell(home: Path) -> None:
@@ -183,6 +196,33 @@ def test_train_runs_in_the_foreground_and_the_home_knows_of_it(call: Call, home:
     store.close()
     code, out, err = call("train", "--resume", run.id, "--home", home)
     assert code == 2 and "is finished" in err
+
+
+def test_a_run_that_was_killed_outright_goes_on_exactly_without_a_server(
+    home: Path, tmp_path: Path, call: Call
+) -> None:
+    often = ["--set", "optim.steps=400", "--set", "snapshot_every=0", "--set", "checkpoint_every=10", *SMALL]
+    process = subprocess.Popen([*MOESCOPE, "train", "clusters", *often, "--home", str(home)], stderr=subprocess.DEVNULL)
+    store = Store(home, samples=tmp_path)
+    deadline = time.monotonic() + 100
+    while not store.events_after(0, kinds=["checkpoint"], limit=1):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    (run,) = store.runs()
+    assert run.status == "running"  # nobody could say otherwise
+    code, _, err = call("train", "--resume", run.id, "--home", home)
+    assert code == 0, err
+    assert [job.status for job in store.jobs()] == ["failed", "done"] and store.run(run.id).status == "finished"
+    code, out, err = call("train", "clusters", *often, "--home", home, "--json")
+    assert code == 0, err
+    losses = [
+        {event.step: event.payload["loss"] for event in store.events_after(0, id, ["train"])}
+        for id in (run.id, json.loads(out)["run"])
+    ]
+    assert len(losses[1]) == 400 and losses[0] == losses[1]
+    store.close()
 
 
 def test_ctrl_c_stops_training_with_a_checkpoint_and_it_goes_on_from_there(

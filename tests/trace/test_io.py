@@ -245,3 +245,10 @@ def test_files_that_are_no_safetensors_are_refused(content: bytes, tmp_path: Pat
         read_trace(tmp_path / "t.safetensors")
     with pytest.raises(InputError, match="no such file"):
         read_trace(tmp_path / "none.safetensors")
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    for path in (tmp_path / "no" / "folder", tmp_path / ("x" * 300)):
+        with pytest.raises(InputError, match="cannot be written"):
+            write_trace(make_trace(tokens=20, docs=2), path)
+    assert list(tmp_path.iterdir()) == []

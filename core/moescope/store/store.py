@@ -36,9 +36,16 @@ class NotFoundError(InputError):
 
 
 def default_home(environment: Mapping[str, str] = os.environ) -> Path:
-    """`MOESCOPE_HOME`, else `~/.moescope`."""
+    """`MOESCOPE_HOME`, else `~/.moescope`. Raises `InputError` where there is no such user."""
     named = environment.get("MOESCOPE_HOME")
-    return Path(named).expanduser() if named else Path.home() / ".moescope"
+    return _expanded(Path(named or "~/.moescope"))
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        raise InputError(f"{path} is in the home folder of nobody who is known here.") from None
 
 
 class Store:
@@ -49,7 +56,7 @@ class Store:
     """
 
     def __init__(self, home: Path, *, samples: Path | None = None) -> None:
-        self.home = home.expanduser().absolute()
+        self.home = _expanded(home)
         self.samples = find_samples() if samples is None else samples
         self._sync = threading.Lock()
         try:

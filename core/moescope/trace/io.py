@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from moescope.data.base import Labels
-from moescope.files import read_header, usual_mode
+from moescope.errors import InputError
+from moescope.files import read_header, shown, usual_mode
 from moescope.trace.checks import METADATA, check_header, check_layer, check_values, parse_meta
 from moescope.trace.schema import LayerMeta, LayerTrace, Trace, TraceMeta
 
@@ -22,7 +24,10 @@ _EMPTY_U8 = 255
 
 
 def write_trace(trace: Trace, path: str | Path) -> None:
-    """Write `trace` as one safetensors file. The file appears complete or not at all."""
+    """Write `trace` as one safetensors file. The file appears complete or not at all.
+
+    Raises `InputError` where it cannot be written.
+    """
     tensors: dict[str, np.ndarray] = {
         "token.doc": trace.doc.astype(np.int32),
         "token.position": trace.position.astype(np.int32),
@@ -51,8 +56,12 @@ def write_trace(trace: Trace, path: str | Path) -> None:
         save_file(contiguous, partial, metadata={METADATA: json.dumps(meta)})
         usual_mode(partial)
         partial.replace(target)
+    except (OSError, SafetensorError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise InputError(f"{target} cannot be written: {shown(reason, quote=False)}.") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # such as a name that is too long to be there
+            partial.unlink(missing_ok=True)
 
 
 def _layer_tensors(layer: int, trace: LayerTrace) -> dict[str, np.ndarray]:

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from moescope.errors import InputError
+from moescope.files import shown
 from moescope_server.commands.output import find_checkpoint, print_json, print_table, progress_bar
+
+_LONGEST_NAME: Final = 220
+"""Bytes of a file name; a little is left for the name that it has while it is written."""
 
 
 def trace(checkpoint: str, data: str, out: Path, *, tokens: int, home: Path | None, json: bool) -> None:
     """Trace a checkpoint over data into a file. Raises `InputError`."""
     path = find_checkpoint(checkpoint, home)
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        raise InputError(f"{out} is not a file that can be written: give a file name in a folder that exists.")
+    if not data:
+        raise InputError("--data names no data: give a corpus, a file or folder, or hub:NAME.")
+    _check_out(out)
     from moescope.trace.io import write_trace
     from moescope_server.tasks import make_trace
 
     with progress_bar() as report:
         made = make_trace(path, source=data, text=None, tokens=tokens, report=report)
         report("writing")
-        try:
-            write_trace(made, out)
-        except OSError as error:
-            raise InputError(f"{out} cannot be written: {error.strerror or error}.") from None
+        write_trace(made, out)
     checks = [dict(item) for item in made.meta.self_check]
     summary: dict[str, Any] = {
         "checkpoint": str(path),
@@ -38,6 +41,19 @@ def trace(checkpoint: str, data: str, out: Path, *, tokens: int, home: Path | No
         "self_check": {"passed": bool(checks) and all(item["passed"] for item in checks), "checks": checks},
     }
     print_json(summary) if json else _print(summary)
+
+
+def _check_out(out: Path) -> None:
+    """Refuse what cannot become a file before anything is computed; a device or a pipe would be replaced by one."""
+    try:
+        taken, folder = out.exists() and not out.is_file(), out.absolute().parent.is_dir()
+        too_long = len(os.fsencode(out.name)) > _LONGEST_NAME
+    except OSError as error:
+        raise InputError(f"{shown(str(out))} cannot be written: {error.strerror or error}.") from None
+    if taken or not folder:
+        raise InputError(f"{out} is not a file that can be written: give a file name in a folder that exists.")
+    if too_long:
+        raise InputError(f"{shown(str(out))} cannot be written: its name is longer than {_LONGEST_NAME} bytes.")
 
 
 def _print(summary: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from moescope.errors import InputError
 from moescope.store import RunRow, Store
 from moescope_server.commands.output import open_store, print_json, progress_bar
-from moescope_server.jobs import begin_here
+from moescope_server.jobs import JobRunner, begin_here
 from moescope_server.training import Report, can_resume, create_run, follow, require_same
 from moescope_server.worker import JobReport, finish
 
@@ -52,6 +52,7 @@ def _new(store: Store, preset: str, set: list[str], name: str | None) -> RunRow:
 def _old(store: Store, id: str, preset: str | None, set: list[str]) -> RunRow:
     from moescope.train.preset import parse_override
 
+    JobRunner(store).bury_dead()  # a run that was killed outright could not say so, and perhaps no server watched
     run = store.run(id)
     can_resume(store, run)
     if preset is not None:
