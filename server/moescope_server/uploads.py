@@ -29,6 +29,7 @@ class _Receiver:
         self.folder = folder
         self.files: list[Path] = []
         self.received = 0
+        self.ended = False
         self._seen: set[str] = set()
         self._file: IO[bytes] | None = None
         self._field, self._value, self._disposition = b"", b"", b""
@@ -42,6 +43,7 @@ class _Receiver:
                 "on_headers_finished": self._headers_finished,
                 "on_part_data": self._part_data,
                 "on_part_end": self.close,
+                "on_end": self._end,
             },
         )
 
@@ -50,11 +52,16 @@ class _Receiver:
 
     def finish(self) -> None:
         self._parser.finalize()
+        if not self.ended:
+            raise FormParserError("the last boundary is missing")
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def _end(self) -> None:
+        self.ended = True
 
     def _part_begin(self) -> None:
         self._disposition = b""
@@ -105,7 +112,10 @@ async def receive(request: Request, folder: Path) -> list[Path]:
     boundary = options.get(b"boundary")
     if kind != b"multipart/form-data" or not boundary:
         raise InputError("An upload must be multipart/form-data with its files in the field 'files'.")
-    receiver = _Receiver(boundary, folder)
+    try:
+        receiver = _Receiver(boundary, folder)
+    except FormParserError:
+        raise InputError(f"The upload's boundary is {len(boundary):,} bytes long, which multipart forbids.") from None
     try:
         async for chunk in _large_chunks(request.stream()):
             await run_in_threadpool(receiver.write, chunk)

@@ -225,3 +225,13 @@ def test_a_place_that_is_none_is_refused_or_ignored(running: Any, store: Store) 
     time.sleep(0.2)
     with stream(running, **{"last-event-id": "nonsense"}) as source:
         assert next(source)["id"] == str(last)
+
+
+@pytest.mark.parametrize("place", ["9" * 30, "9" * 5000, "10000"])
+def test_a_place_beyond_the_end_of_the_log_is_its_end(running: Any, store: Store, place: str) -> None:
+    last = put(store, 3)[-1]
+    time.sleep(0.2)
+    with stream(running, **{"last-event-id": place}) as source:
+        assert next(source)["id"] == str(last)
+        later = put(store, 2)
+        assert take(source, 2) == later

@@ -301,3 +301,17 @@ def test_a_place_that_holds_no_checkpoint_is_not_opened(client: TestClient, tmp_
     for path in (tmp_path, tmp_path / "weights.safetensors", tmp_path / "model.safetensors"):
         answer = client.post("/api/checkpoints/open", json={"path": str(path)})
         assert answer.status_code == 400 and answer.json()["detail"]
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("fault", ["a long boundary", "no last boundary"])
+def test_a_body_that_is_not_multipart_is_refused(client: TestClient, checkpoint: Path, fault: str) -> None:
+    boundary = "b" * 5000 if fault == "a long boundary" else "b"
+    parts = [
+        f'--{boundary}\r\ncontent-disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode() + content
+        for name, content in files_of(checkpoint)
+    ]
+    kind = {"content-type": f"multipart/form-data; boundary={boundary}"}
+    answer = client.post(UPLOAD, content=b"\r\n".join(parts), headers=kind)
+    assert answer.status_code == 400, answer.text
+    assert "boundary" in answer.json()["detail"] or "cut off" in answer.json()["detail"]

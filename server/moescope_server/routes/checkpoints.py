@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 
 from moescope.errors import InputError
+from moescope.files import shown
 from moescope.store import CheckpointRow, Store, TraceRow
 from moescope_server.deps import Id, ServicesDep, StoreDep
 from moescope_server.schemas import CheckpointOpen, CheckpointPublic, TracePublic
@@ -54,18 +55,27 @@ def open_in_place(body: CheckpointOpen, store: StoreDep) -> CheckpointPublic | T
     """A checkpoint; or a trace, if the path is a trace's file. What is open already is answered as it is."""
     from moescope.adapters import inspect_checkpoint
 
-    path = Path(body.path).expanduser()
-    if not path.is_absolute():
-        raise InputError(f"{body.path} is not an absolute path.")
-    if not path.exists():
-        raise InputError(f"There is nothing at {path}.")
-    path = path.resolve()
+    path = _resolved(body.path)
     if path.suffix == ".safetensors" and is_trace(path):
         known = store.traces(path=str(path))
         return TracePublic.model_validate(known[0] if known else store.add_trace(path, path.stem, "path"))
     inspect_checkpoint(path)
     rows = [row for row in store.checkpoints() if row.path == str(path)]
     return public(store, rows[0] if rows else store.add_checkpoint(path, path.name, "path"))
+
+
+def _resolved(text: str) -> Path:
+    """The place that a path names, links followed. Raises `InputError` for one that cannot be."""
+    try:
+        path = Path(text).expanduser()
+        if not path.is_absolute():
+            raise InputError(f"{text} is not an absolute path.")
+        if not path.exists():
+            raise InputError(f"There is nothing at {path}.")
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a home of nobody, a loop of links, a NUL
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).rstrip(".")
+        raise InputError(f"{shown(text)} is not a path that can be opened: {reason}.") from None
 
 
 @router.post("/upload")

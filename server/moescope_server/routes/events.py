@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Header, Query
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from starlette.concurrency import run_in_threadpool
 
 from moescope.events import Event
 from moescope_server.deps import ServicesDep
@@ -15,6 +16,10 @@ from moescope_server.hub import EventHub
 from moescope_server.schemas import EventPublic
 
 router = APIRouter()
+
+MAX_ID: Final = 2**63 - 1
+"""SQLite's largest integer."""
+_DIGITS = 18
 
 
 def public_event(event: Event) -> EventPublic:
@@ -24,15 +29,19 @@ def public_event(event: Event) -> EventPublic:
 @router.get("/events")
 async def stream(
     all: ServicesDep,
-    after: Annotated[int | None, Query(ge=0)] = None,
+    after: Annotated[int | None, Query(ge=0, le=MAX_ID)] = None,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> EventSourceResponse:
     """Every event after `Last-Event-ID`, else after `after`, else from now on.
 
-    It opens with `ready`, whose id is the place it starts from: a browser that reconnects resumes there.
+    It opens with `ready`, whose id is the place it starts from: a browser that reconnects resumes there. A place beyond
+    the end of the log is its end, since nothing would ever come after it.
     """
-    resumed = last_event_id is not None and last_event_id.isdecimal()
-    start = int(last_event_id or 0) if resumed else all.hub.last if after is None else after
+    asked = after
+    if last_event_id is not None and last_event_id.isdecimal():
+        asked = int(last_event_id) if len(last_event_id) <= _DIGITS else MAX_ID
+    last = max(all.hub.last, await run_in_threadpool(all.store.last_event_id))
+    start = all.hub.last if asked is None else min(asked, last)
     headers = {"x-accel-buffering": "no"}  # nginx would hold events back
     return EventSourceResponse(_messages(all.hub, start), headers=headers)
 

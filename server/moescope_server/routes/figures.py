@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Response
 
+from moescope.errors import InputError
 from moescope.store import NotFoundError
 from moescope_server.analysis import accepted, figure_function, parameters
 from moescope_server.deps import Id, ServicesDep
@@ -34,6 +35,10 @@ def figure(
     options = accepted(function, {"layer": layer, "color": color, "label": label, "max_points": max_points})
     if "layer" in parameters(function):
         options["layer"] = opened.layer(layer)
+    missing = [name for name, parameter in parameters(function).items() if parameter.default is parameter.empty]
+    for name_of in missing[1:]:  # the first is the trace
+        if name_of not in options:
+            raise InputError(f"The figure {name!r} needs the option {name_of!r}.")
     extra: dict[str, Any] = {}
     if "projection" in parameters(function):
         extra["projection"] = all.analysis.projected(opened, options["layer"], method)

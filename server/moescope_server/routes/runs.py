@@ -11,7 +11,7 @@ from moescope.store import CheckpointRow, JobRow, NotFoundError, RunRow, Store, 
 from moescope_server.analysis import accepted, figure_function
 from moescope_server.deps import Id, JobsDep, ServicesDep, StoreDep
 from moescope_server.jobs import JobRunner
-from moescope_server.routes.events import public_event
+from moescope_server.routes.events import MAX_ID, public_event
 from moescope_server.schemas import EventPublic, RunCreate, RunPublic, RunStarted
 from moescope_server.training import can_resume, create_run
 from moescope_server.wire import JSON
@@ -83,9 +83,9 @@ def delete_run(id: Id, store: StoreDep) -> None:
 def run_events(
     id: Id,
     store: StoreDep,
-    after: Annotated[int, Query(ge=0)] = 0,
+    after: Annotated[int, Query(ge=0, le=MAX_ID)] = 0,
     kind: Annotated[list[str] | None, Query()] = None,
-    limit: Annotated[int | None, Query(ge=1)] = None,
+    limit: Annotated[int | None, Query(ge=1, le=MAX_ID)] = None,
 ) -> list[EventPublic]:
     store.run(id)
     return [public_event(event) for event in store.events_after(after, id, kind, limit)]
