@@ -19,6 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moescope.adapters import inspect_checkpoint, open_checkpoint
+from moescope.adapters.tokenization import parse_tokenizer
+from moescope.data.pieces import Encoder
 from moescope.errors import InputError
 
 Change = Callable[[Path], None]
@@ -321,3 +323,24 @@ def test_the_card_says_what_the_checkpoint_is(save: Any) -> None:
     opened = open_checkpoint(save("qwen3_moe", "tiny2"))
     assert card.params == sum(weight.numel() for weight in opened.module.parameters())
     assert np.isclose(card.size_bytes, 4 * card.params, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "words"),
+    [
+        ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "/////wAA"}, "cannot be read"),
+        ("model", {"type": "BPE", "vocab": {"a": 2**32 - 1}, "merges": []}, "token id 4,294,967,295"),
+    ],
+    ids=["panics", "an id that needs 32 GB"],
+)
+def test_tokenizers_that_panic_or_take_all_memory_are_refused(part: str, value: Any, words: str) -> None:
+    plain = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}
+    with pytest.raises(InputError, match=words):
+        parse_tokenizer(json.dumps({**plain, part: value}))
+
+
+def test_a_tokenizer_that_fails_on_text_is_one_sentence() -> None:
+    model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "absent"}
+    tokenizer = parse_tokenizer(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    with pytest.raises(InputError, match="cannot encode the text"):
+        Encoder(tokenizer).encode(["b"])

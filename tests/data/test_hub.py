@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,3 +114,18 @@ def test_a_folder_goes_through_the_real_library(
 def test_a_name_that_does_not_exist_is_refused_offline() -> None:
     with pytest.raises(InputError, match="hub:nobody/nothing: it cannot be opened"):
         read(name="nobody/nothing")
+
+
+def test_what_the_libraries_log_of_a_failure_is_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import datasets
+
+    def fail(*_: object, **__: object) -> None:
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s")
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(InputError, match="no network"):
+        read()
+    assert not caplog.records

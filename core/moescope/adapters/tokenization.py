@@ -10,6 +10,7 @@ from moescope.errors import InputError
 from moescope.files import shown
 
 _MAX_BYTES = 64 << 20
+_MAX_IDS = 1 << 24
 _USUAL = b" \netaoinshrdlcumwfgypbvkxjqz0123456789.,_()=-:;'\"*/<>[]{}#&!?+%|@$^~`\\ABCDEFGHIJKLMNOPQRSTUVWXYZ\t"
 """Bytes of text, the usual ones first."""
 UNUSUAL = "<other byte>"
@@ -55,8 +56,14 @@ def parse_tokenizer(text: str) -> Tokenizer:
     """A tokenizer from the text of a tokenizer.json. Truncation and padding are switched off. Raises `InputError`."""
     try:
         tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # the library raises nothing narrower
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        # the library raises nothing narrower than Exception, and a panic of its Rust code is not even that
         raise InputError(f"tokenizer.json cannot be read: {shown(error, quote=False)}.") from None
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+    if largest >= _MAX_IDS:
+        raise InputError(f"tokenizer.json holds the token id {largest:,}; ids below {_MAX_IDS:,} are supported.")
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,7 +78,8 @@ class HubCorpus(TextCorpus):
 
         config = self.config
         try:
-            found = datasets.load_dataset(config.name, config.subset, split=config.split, streaming=True)
+            with _quietly():
+                found = datasets.load_dataset(config.name, config.subset, split=config.split, streaming=True)
             return _told(config.name, iter(found)), found.features or {}
         except Exception as error:  # whatever the library or the network raises is told in one sentence
             raise _refusal(config.name, error) from None
@@ -133,12 +136,27 @@ def _told(name: str, rows: Iterator[Mapping[str, Any]]) -> Iterator[Mapping[str,
     """The rows; what goes wrong while fetching them is told in one sentence."""
     while True:
         try:
-            row = next(rows)
+            with _quietly():
+                row = next(rows)
         except StopIteration:
             return
         except Exception as error:
             raise _refusal(name, error) from None
         yield row
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """The libraries log each attempt of a request that fails; what came of it is told once, in an error of ours."""
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "datasets")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def _refusal(name: str, error: Exception) -> InputError:

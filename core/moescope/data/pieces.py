@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from moescope.errors import InputError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -48,12 +50,11 @@ class Encoder:
         self._bytes, self._lengths = _byte_table(self._tokenizer, self._vocab)
 
     def encode(self, texts: Sequence[str]) -> list[Pieces]:
-        """Tokens of each text, in order."""
-        counted = [
-            self._count(text, item) for text, item in zip(texts, self._tokenizer.encode_batch_fast(texts), strict=True)
-        ]
+        """Tokens of each text, in order. Raises `InputError` where the tokenizer cannot encode them."""
+        quick = _done(self._tokenizer.encode_batch_fast, texts)
+        counted = [self._count(text, item) for text, item in zip(texts, quick, strict=True)]
         rest = [index for index, pieces in enumerate(counted) if pieces is None]
-        found = self._tokenizer.encode_batch([texts[index] for index in rest]) if rest else []
+        found = _done(self._tokenizer.encode_batch, [texts[index] for index in rest]) if rest else []
         aligned = {index: self._align(texts[index], item) for index, item in zip(rest, found, strict=True)}
         return [aligned[index] if pieces is None else pieces for index, pieces in enumerate(counted)]
 
@@ -88,6 +89,14 @@ class Encoder:
         if _BYTE_LEVEL_BLANK in self._vocab:
             return int(self._lengths[self._vocab[token]])
         return len(token.replace(_BLANK, " ").encode())
+
+
+def _done(encode: Callable[[Sequence[str]], list[Any]], texts: Sequence[str]) -> list[Any]:
+    try:
+        return encode(texts)
+    except Exception as error:  # the library raises nothing narrower
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise InputError(f"the tokenizer cannot encode the text: {reason}.") from None
 
 
 def _mended(
