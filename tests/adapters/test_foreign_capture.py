@@ -165,3 +165,20 @@ def test_hooks_are_gone_and_flags_are_back_also_after_an_error(save: Any) -> Non
     assert [module.training for module in opened.module.modules()] == before
     for module in opened.module.modules():
         assert not module._forward_hooks and not module._forward_pre_hooks
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("width", [6, 12])
+def test_experts_too_odd_for_the_grouped_product_run_one_by_one(
+    width: int, dtype: torch.dtype, save: Any, tokens: TokenSet
+) -> None:
+    folder = save("qwen3_moe", dtype=dtype, moe_intermediate_size=width)
+    trace = record_trace(open_checkpoint(folder), tokens)
+    assert all(check["passed"] for check in trace.meta.self_check)
+    eager = {} if width * dtype.itemsize % 16 == 0 else {"experts_implementation": "eager"}
+    with hooked(folder, **eager) as (model, seen):
+        for part in runs(tokens, 64):
+            model(torch.from_numpy(tokens.inputs[part].astype(np.int64))[None])
+            for block, (_, gates, indices) in seen.items():
+                assert np.array_equal(trace.layers[block].expert_TK[part], indices)
+                assert np.array_equal(trace.layers[block].gate_TK[part], gates)

@@ -344,3 +344,11 @@ def test_a_tokenizer_that_fails_on_text_is_one_sentence() -> None:
     tokenizer = parse_tokenizer(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
     with pytest.raises(InputError, match="cannot encode the text"):
         Encoder(tokenizer).encode(["b"])
+
+
+def test_a_tokenizer_with_a_catastrophic_pattern_ends_in_one_sentence() -> None:
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    model = {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []}
+    plain = {"version": "1.0", "added_tokens": [], "pre_tokenizer": split, "model": model}
+    with pytest.raises(InputError, match="cannot encode the text"):
+        Encoder(parse_tokenizer(json.dumps(plain))).encode(["a" * 60 + "b"])

@@ -65,11 +65,14 @@ def _load(card: Card, plain: Mapping[str, Any], weights: Weights, dtype: torch.d
         config = AutoConfig.for_model(**clean)
         kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         _require_size(card, kind, config, weights)
+        dtype = dtype or _stored_dtype(weights)
+        if not _grouped(card, plain, dtype):
+            config._experts_implementation = "eager"
         module, info = kind.from_pretrained(
             None,
             config=config,
             state_dict=tensors,
-            dtype=dtype or _stored_dtype(weights),
+            dtype=dtype,
             attn_implementation="sdpa",
             output_loading_info=True,
         )
@@ -87,6 +90,12 @@ def _load(card: Card, plain: Mapping[str, Any], weights: Weights, dtype: torch.d
             raise InputError(f"{card.name}: the weights do not fit config.json: {what.replace('_', ' ')} {first}.")
     loaded: nn.Module = module
     return loaded
+
+
+def _grouped(card: Card, plain: Mapping[str, Any], dtype: torch.dtype) -> bool:
+    """Whether torch's grouped product, transformers' default, takes these experts: rows of whole 16 bytes."""
+    widths = (card.d_model, plain[architecture_of(plain).expert_width_key])
+    return all(width * dtype.itemsize % 16 == 0 for width in widths)
 
 
 def _require_size(card: Card, kind: Any, config: Any, weights: Weights) -> None:

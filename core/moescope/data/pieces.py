@@ -94,7 +94,10 @@ class Encoder:
 def _done(encode: Callable[[Sequence[str]], list[Any]], texts: Sequence[str]) -> list[Any]:
     try:
         return encode(texts)
-    except Exception as error:  # the library raises nothing narrower
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        # the library raises nothing narrower; a regular expression that gives up is a panic of its Rust code
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise InputError(f"the tokenizer cannot encode the text: {reason}.") from None
 
