@@ -5,6 +5,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
 
+# Threads that spin while they wait for one another cost ten times on a busy machine.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: run test check bench samples docs screenshots clean
 
 run: $(STAMP)

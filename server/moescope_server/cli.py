@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -112,6 +113,8 @@ def info(home: Home = None, json: Json = False) -> None:
 
 def main() -> None:
     """Bad input is one line on stderr and exit code 2."""
+    # OpenMP reads it when torch loads. Threads that spin while they wait cost ten times on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="moescope", standalone_mode=False)
     except InputError as error:
