@@ -36,6 +36,7 @@ def doc(text: str) -> dict[str, str]:
 
 def parse(cls: type[C], values: Mapping[str, Any]) -> C:
     """Build `cls` from plain values (as from TOML or JSON). Raises `InputError` in one sentence for the first fault."""
+    _refuse_huge(cls.__name__, values)
     try:
         return TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
@@ -47,6 +48,18 @@ def parse(cls: type[C], values: Mapping[str, Any]) -> C:
         value = first.get("input")
         shown = f" = {value!r}" if where and not isinstance(value, (dict, list)) else ""
         raise InputError(f"{cls.__name__}{'.' if where else ''}{where}{shown}: {first['msg']}") from None
+
+
+def _refuse_huge(where: str, value: Any) -> None:
+    """Whole numbers beyond 2^53 fit neither JSON nor a database, and count nothing that a configuration counts."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _refuse_huge(f"{where}.{key}", item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _refuse_huge(where, item)
+    elif isinstance(value, int) and abs(value) > 2**53:
+        raise InputError(f"{where} is a number of {value.bit_length()} bits; whole numbers go up to 2^53.")
 
 
 def dump(config: Config) -> dict[str, Any]:

@@ -97,6 +97,10 @@ def test_one_override(text: str, key: str, value: Any) -> None:
         ({"data.held_out": 0}, ["held_out", "0"]),
         ({"keep_checkpoints": 0}, ["keep_checkpoints", "0"]),
         ({"optim.precision": "fp8"}, ["precision", "'fp8'"]),
+        ({"optim.steps": 10**30}, ["optim.steps", "2^53"]),
+        ({"seed": 2**70}, ["seed", "2^53"]),
+        ({"threads": 10**9}, ["threads", "1000000000"]),
+        ({"model.moe_layers": []}, ["moe_layers", "at least one block"]),
     ],
 )
 def test_a_bad_value_is_told_with_its_key_and_itself(

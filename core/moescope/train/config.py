@@ -108,6 +108,8 @@ class RunConfig(Config):
             self.require(getattr(self, name) >= 1, name, "at least 1.")
         for name in ("load_every", "eval_every", "snapshot_every", "checkpoint_every", "threads", "seed"):
             self.require(getattr(self, name) >= 0, name, "it must not be negative.")
+        self.require(self.threads <= 1024, "threads", "at most 1024.")
+        self.model.require(bool(self.model.moe_indices), "moe_layers", "a run needs at least one block with experts.")
         for name in self.objectives:
             self.objective(name)
         with torch.device("meta"):  # what a router refuses is refused now, not when the data has been read
