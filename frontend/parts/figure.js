@@ -63,6 +63,7 @@ export class MoeFigure extends HTMLElement {
     theme.removeEventListener("change", this.themed);
     plot.purge(this.canvas);
     this.plot = null;
+    this.what = null;
     this.bound = false;
   }
 

@@ -17,6 +17,7 @@ export class MoeSnapshots extends HTMLElement {
   /** @type {TraceRow[]} */
   rows = [];
   of = "";
+  turn = 0;
   /** @type {number | null} */
   layer = null;
 
@@ -43,11 +44,14 @@ export class MoeSnapshots extends HTMLElement {
     }
     if (key !== this.of) {
       const wanted = new Set(run.snapshots);
-      this.rows = (await api.traces()).filter((row) => wanted.has(row.id)).sort((a, b) => (a.step ?? 0) - (b.step ?? 0));
+      const turn = ++this.turn;
+      const rows = (await api.traces()).filter((row) => wanted.has(row.id)).sort((a, b) => (a.step ?? 0) - (b.step ?? 0));
+      if (turn !== this.turn) return;
+      this.rows = rows;
       this.of = key;
       this.slider.max = String(Math.max(0, this.rows.length - 1));
       fill(this.color, ["expert", ...(this.rows[0]?.labels.map((label) => label.name) ?? []), "confidence"].map((name) => h("option", { value: name }, name)));
-      fill(this, this.figure, h("div", { class: "snapshot-tools" }, h("label", { class: "field grow" }, h("span", { class: "field-name" }, "Step"), this.slider, this.words), h("label", { class: "field" }, h("span", { class: "field-name" }, "Colour"), this.color), this.inspect));
+      if (!this.figure.isConnected) fill(this, this.figure, h("div", { class: "snapshot-tools" }, h("label", { class: "field grow" }, h("span", { class: "field-name" }, "Step"), this.slider, this.words), h("label", { class: "field" }, h("span", { class: "field-name" }, "Colour"), this.color), this.inspect));
       this.figure.explain = "The same probe text at every snapshot, placed by what the router sees. Drag the slider to see experts take shape; without a choice the newest snapshot is shown. Scroll to zoom; click a point to read the token in its text.";
     }
     await this.show();

@@ -7,12 +7,13 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from moescope.errors import InputError
+from moescope.imports import import_views
 from moescope.store import NotFoundError, Store
 from moescope_server.analysis import Analysis
 from moescope_server.deps import Services
@@ -29,17 +30,16 @@ from moescope_server.wire import JSON
 
 log = logging.getLogger(__name__)
 
-ROUTERS = (
-    info.router,
+LIGHT = (info.router, jobs.router, events.router)
+HEAVY = (
     checkpoints.router,
     traces.router,
     selection.router,
     figures.router,
     runs.router,
     catalogue.router,
-    jobs.router,
-    events.router,
 )
+"""Those whose handlers import numpy, scipy or plotly when first asked."""
 
 
 def create_app(store: Store, settings: Settings | None = None) -> FastAPI:
@@ -70,8 +70,10 @@ def create_app(store: Store, settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Gate, settings=settings)
     _add_errors(app)
     api = APIRouter(prefix="/api")
-    for router in ROUTERS:
+    for router in LIGHT:
         api.include_router(router)
+    for router in HEAVY:
+        api.include_router(router, dependencies=[Depends(import_views)])
     app.include_router(api)
     app.add_api_route("/api/{rest:path}", _no_such_route, methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
     add_frontend(app, settings.frontend or find_frontend())

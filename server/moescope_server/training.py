@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from moescope.errors import InputError
 from moescope.events import Event
+from moescope.imports import import_models
 from moescope.store import CheckpointRow, RunRow, Store
 
 
@@ -24,6 +25,7 @@ class Report(Protocol):
 
 def create_run(store: Store, preset: str, overrides: Mapping[str, Any], name: str | None) -> RunRow:
     """A new run of a preset (or a TOML file). Raises `InputError` for a configuration that does not fit."""
+    import_models()
     from moescope.config import dump
     from moescope.train.config import load_run_config
     from moescope.train.preset import read_preset
@@ -45,6 +47,7 @@ def can_resume(store: Store, run: RunRow) -> None:
 
 def require_same(run: RunRow, preset: str, overrides: Mapping[str, Any]) -> None:
     """Raise `InputError`, naming the first setting, if the run is of another configuration than the one named."""
+    import_models()
     from moescope.config import dump
     from moescope.train.config import load_run_config
 

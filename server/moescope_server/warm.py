@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from moescope.errors import InputError
+from moescope.imports import import_views
 from moescope.store import TraceRow
 from moescope_server.analysis import Analysis
 from moescope_server.traces import TraceCache
@@ -14,6 +15,7 @@ log = logging.getLogger(__name__)
 
 def warm_up(analysis: Analysis, traces: TraceCache) -> None:
     """Import what figures and measures need (plotly, scipy), read every card, look at the samples."""
+    import_views()
     import numpy as np
 
     from moescope.projection import project

@@ -12,6 +12,7 @@ from moescope.adapters.card import Card, TokenizerKind
 from moescope.adapters.weights import SINGLE, Weights, check_finite, find_weights
 from moescope.errors import InputError
 from moescope.files import read_json, shown
+from moescope.imports import import_models
 from moescope.trace.schema import LayerMeta
 
 CONFIG: Final = "config.json"
@@ -30,6 +31,7 @@ def inspect_checkpoint(path: str | Path, *, weights: bool = False) -> Card:
     folder = locate(path)
     config = read_config(folder)
     if "moescope_checkpoint" in config:
+        import_models()
         from moescope.adapters.ours import inspect_ours
 
         card, found = inspect_ours(folder)
