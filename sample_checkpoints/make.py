@@ -2,7 +2,8 @@
 
 Each sample is a folder with a small trained checkpoint, a card, and a ready trace, so that the first page needs no
 computing. The traces of the language models are of the probe text beside this file, which was written for moescope and
-is in no training data. Under one version of torch on one kind of processor the weights follow from the seed.
+is in no training data. Under one version of torch, on one kind of processor and with one number of threads, the weights
+follow from the seed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -27,9 +29,11 @@ from moescope.data.base import TokenSet
 from moescope.data.load import load_tokens
 from moescope.data.tokenizer import EOS, PAD
 from moescope.files import usual_mode
+from moescope.metrics import measure
 from moescope.model import IGNORED, Batch, load_checkpoint, num_params, save_checkpoint
 from moescope.trace.io import write_trace
 from moescope.trace.recorder import record_trace
+from moescope.trace.schema import Trace
 from moescope.train import RunConfig, load_run_config
 from moescope.train.allocator import keep_freed_memory
 from moescope.train.evaluate import evaluate
@@ -46,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=sorted(SAMPLES), action="append", help="make only this one (may be repeated)")
     parser.add_argument("--steps", type=int, help="train for so many steps, to try something out")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="sums, and so the weights, depend on it")
     parser.add_argument("--out", type=Path, default=HERE)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -73,24 +77,53 @@ def make(name: str, out: Path, steps: int | None) -> None:
         write_trace(trace, folder / "trace.safetensors")
         for file in folder.glob("*.safetensors"):
             usual_mode(file)
+        made |= _preference(trace, "class" if data.tokenizer is None else "domain")
         made |= {
             "command": f"python sample_checkpoints/make.py --only {name}",
             "date": datetime.now(UTC).date().isoformat(),
             "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
             "training_tokens": data.train.num_tokens,
             "fingerprint": data.fingerprint,
         }
-        title, description = CARDS[name]
-        card = {"title": title, "description": description.format(**made), "made": made}
-        (folder / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        _write_card(folder / "card.json", name, made)
         shutil.rmtree(out / name, ignore_errors=True)
         folder.rename(out / name)
+
+
+def _write_card(path: Path, name: str, made: dict[str, Any]) -> None:
+    title, description = CARDS[name]
+    card = {"title": title, "description": description.format(**made), "made": made}
+    path.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _probe_text(data: Prepared) -> TokenSet:
     """The probe text as tokens; its source does not say where on this machine it lay."""
     tokens = load_tokens(str(HERE / "probe"), data.tokenizer, 20_000)
     return replace(tokens, source={**tokens.source, "corpus": "probe", "config": {"path": "sample_checkpoints/probe"}})
+
+
+def _preference(trace: Trace, label: str) -> dict[str, Any]:
+    """The expert that most prefers one value of `label`, in the layer that tells most about it; with both shares."""
+    found = [item for item in measure(trace, ["mutual_information"]) if item.label == label]
+    best = max(found, key=lambda item: item.value or 0.0)
+    labels, layer = trace.labels[label], trace.layers[best.layer]
+    at = np.nonzero(layer.wanted_TK & (labels.codes >= 0)[:, None])
+    count_EY = np.zeros((layer.meta.num_experts, len(labels.names)))
+    np.add.at(count_EY, (layer.expert_TK[at], labels.codes[at[0]]), 1)
+    load_E1, base_Y = count_EY.sum(axis=1, keepdims=True), count_EY.sum(axis=0) / count_EY.sum()
+    share_EY = count_EY / np.maximum(load_E1, 1)
+    lift_EY = np.where(load_E1 > 0.02 * load_E1.sum(), share_EY / base_Y, 0)
+    expert, value = np.unravel_index(lift_EY.argmax(), lift_EY.shape)
+    return {
+        "layer": best.layer,
+        "expert": int(expert),
+        "value": labels.names[value],
+        "share": f"{share_EY[expert, value]:.0%}",
+        "base": f"{base_Y[value]:.0%}",
+        "information": round(best.value or 0.0, 3),
+        "information_null": round(best.null or 0.0, 3),
+    }
 
 
 def ours(preset: str) -> Callable[[Path, int | None], tuple[dict[str, Any], Prepared]]:
@@ -176,7 +209,12 @@ def _olmoe_loss(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def _config(preset: str, steps: int | None) -> RunConfig:
-    changes: dict[str, Any] = {"snapshot_every": 0, "checkpoint_every": 0, "device": "cpu"}
+    changes: dict[str, Any] = {
+        "threads": torch.get_num_threads(),
+        "snapshot_every": 0,
+        "checkpoint_every": 0,
+        "device": "cpu",
+    }
     if steps is not None:
         changes |= {"optim.steps": steps, "optim.warmup": min(steps // 10, 20)}
     return load_run_config(preset, changes)
@@ -192,22 +230,22 @@ CARDS = {
         "Small language model on installed text",
         "Four blocks of 8 experts, 2 per token, trained for {steps} steps on source code, C++ headers, English "
         "documentation, licences and data files of one machine (seed {seed}); held-out loss {loss} nats per token. "
-        "The trace is of a text on one subject, rain gauges, told in the same five domains. Look at the last block "
-        "coloured by expert, then by domain: some experts take mostly one domain.",
+        "The trace is of a text on one subject, rain gauges, told in the same five domains. Some experts prefer a "
+        "domain: in block {layer}, {share} of what expert {expert} takes is {value}, which is {base} of the text.",
     ),
     "olmoe-installed": (
         "OLMoE on installed text",
         "transformers' OLMoE with 4 blocks of 16 experts, 4 per token, gates not renormalised, trained for {steps} "
         "steps on the data and tokenizer of the small language model (seed {seed}) and saved in Hugging Face format; "
-        "held-out loss {loss} nats per token. The trace is of the same text about rain gauges. Look at how experts "
-        "divide code from prose, and at how even the loads are.",
+        "held-out loss {loss} nats per token. The trace is of the same text about rain gauges: in block {layer}, "
+        "{share} of what expert {expert} takes is {value}, which is {base} of the text.",
     ),
     "vit-digits": (
         "Vision transformer on digits",
         "Three blocks of 8 experts, 2 per patch, on handwritten digits as 16 patches of 2 x 2 pixels, trained for "
-        "{steps} steps (seed {seed}); held-out accuracy {accuracy}. The trace is of the held-out digits. Look at the "
-        "first block coloured by place and by ink, then at the last one by digit: what experts respond to changes with "
-        "depth.",
+        "{steps} steps (seed {seed}); held-out accuracy {accuracy}. The trace is of the held-out digits. The "
+        "first block divides patches by place and ink, the last one by digit: in block {layer}, {share} of what expert "
+        "{expert} takes belongs to a {value}, which is {base} of all patches.",
     ),
 }
 SAMPLES = {"lm-installed": ours("lm-installed"), "vit-digits": ours("vit-digits"), "olmoe-installed": olmoe}
