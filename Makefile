@@ -4,9 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
-
-# Threads that spin while they wait for one another cost ten times on a busy machine.
-export OMP_WAIT_POLICY ?= PASSIVE
+.DEFAULT_GOAL := run
 
 .PHONY: run test check bench samples docs screenshots clean
 

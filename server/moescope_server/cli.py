@@ -53,6 +53,10 @@ def serve(
     from moescope_server.serve import serve as run
 
     run(host=host, port=port, home=home, browser=not no_browser)
+    # Everything is closed. A thread still warming up stands in native code, which aborts while the interpreter ends.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 @app.command()
@@ -113,8 +117,8 @@ def info(home: Home = None, json: Json = False) -> None:
 
 def main() -> None:
     """Bad input is one line on stderr and exit code 2."""
-    # OpenMP reads it when torch loads. Threads that spin while they wait cost ten times on a busy machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Read when torch loads. OpenMP's threads spin long for one another; on a busy machine a step then took 3 to 10 times.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="moescope", standalone_mode=False)
     except InputError as error:
