@@ -117,7 +117,7 @@ def info(home: Home = None, json: Json = False) -> None:
 
 def main() -> None:
     """Bad input is one line on stderr and exit code 2."""
-    # Read when torch loads. OpenMP's threads spin long for one another; on a busy machine a step then took 3 to 10 times.
+    # Read when torch loads. OpenMP threads spin long for one another: beside other work a step took 3 to 10 times.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="moescope", standalone_mode=False)
