@@ -67,8 +67,11 @@ export function copy(figure) {
   return own;
 }
 
-/** @param {Record<string, any>} layout @param {FigureMeta} meta @param {string} drag */
-function themed(layout, meta, drag) {
+/** Room that a category's name needs below a column, in pixels. */
+const NAME_WIDTH = 30;
+
+/** @param {Record<string, any>} layout @param {FigureMeta} meta @param {string} drag @param {number} width of the element, in pixels */
+function themed(layout, meta, drag, width) {
   const ink = colour("--ink");
   const muted = colour("--muted");
   const line = colour("--line");
@@ -101,6 +104,10 @@ function themed(layout, meta, drag) {
       ...axis, gridcolor: line, zerolinecolor: line, linecolor: line, ticks: "", automargin: true,
       tickfont: { ...axis.tickfont, color: muted, size: 11 }, ...(axis.title ? { title: { ...axis.title, font: { color: muted, size: 11 } } } : {}), fixedrange: cells || axis.fixedrange,
     };
+    const names = axis.type === "category" && name.startsWith("x") ? axis.tickvals : null;
+    const step = Math.ceil(((names?.length ?? 0) * NAME_WIDTH) / Math.max(60, width - 130));
+    const fits = (/** @type {any} */ _, /** @type {number} */ i) => i % step === 0;
+    if (names && width && step > 1) out[name] = { ...out[name], tickvals: names.filter(fits), ticktext: axis.ticktext?.filter(fits) };
   }
   return out;
 }
@@ -119,7 +126,7 @@ export async function draw(element, figure, drag) {
   const bar = colour("--muted");
   const quiet = (/** @type {any} */ owner) => (owner?.colorbar ? { ...owner, colorbar: { ...owner.colorbar, title: { ...owner.colorbar.title, font: { color: bar, size: 11 } }, tickfont: { color: bar, size: 11 } } } : { ...owner });
   const data = figure.data.map((trace) => ({ ...quiet(trace), ...(trace.marker ? { marker: quiet(trace.marker) } : {}) }));
-  return Plots.react(element, data, themed(figure.layout, meta, drag), config);
+  return Plots.react(element, data, themed(figure.layout, meta, drag, element.clientWidth), config);
 }
 
 /** @param {HTMLElement} element */

@@ -10,6 +10,7 @@ import { stepButtons } from "./steps.js";
 import { pickedLoad } from "./picked-load.js";
 
 const MOST_RINGS = 300;
+const MOST_IN_LEGEND = 10;
 
 export class Links {
   ears = new AbortController();
@@ -51,7 +52,9 @@ export class Links {
     const { session, view } = this;
     const { layer, expert, token, color, label, method, trace, picked } = session;
     const figures = [
-      view.map.show({ owner: "traces", of: trace.id, name: "token_map", options: { layer, color, method: method === "pca" ? null : method } }),
+      view.map.show({ owner: "traces", of: trace.id, name: "token_map", options: { layer, color, method: method === "pca" ? null : method } }, "", (figure) => {
+        if (color === "expert" && figure.data.length > MOST_IN_LEGEND) figure.layout.showlegend = false; // the list of experts is the legend
+      }),
       view.heat.show({ owner: "traces", of: trace.id, name: "layer_expert_load", options: {} }, picked ? session.pickedText : "",
         picked ? async (figure) => pickedLoad(figure, await session.pickedFacts()) : null),
     ];

@@ -56,7 +56,7 @@ export class MoeLibrary extends HTMLElement {
     const known = new Set(checkpoints.map((checkpoint) => checkpoint.id));
     const loose = traces.filter((trace) => trace.run === null && (trace.checkpoint === null || !known.has(trace.checkpoint))).sort(newest);
     fill(this.checkpoints,
-      group("Bundled samples", checkpoints.filter((item) => item.origin === "sample").map(card)),
+      group("Bundled samples", checkpoints.filter((item) => item.origin === "sample").sort((a, b) => a.id.localeCompare(b.id)).map(card)),
       group("Your checkpoints", checkpoints.filter((item) => item.origin === "upload" || item.origin === "path").map(card)),
       group("Runs", runs.map((run) => runCard(run, changed))),
       loose.length > 0 && h("section", null, h("h2", null, "Other traces"), h("ul", { class: "loose card" }, loose.map((trace) => traceLine(trace, changed)))),

@@ -16,12 +16,26 @@ def test_the_first_page_is_a_trace_without_a_click(page: Page, served: Served) -
     page.goto(f"{served.base}/")
     ready(page)
     traces = page.evaluate("async () => (await fetch('/api/traces')).json()")
-    samples = [row["id"] for row in traces if row["origin"] == "sample" and row["kind"] == "text"]
+    samples = sorted(row["id"] for row in traces if row["origin"] == "sample" and row["kind"] == "text")
     first = samples[0] if samples else traces[0]["id"]
     assert f"#/inspect/{first}" in page.url
     expect(page.locator(".finding").first).to_be_visible()
     expect(page.locator(".stream-light.live")).to_be_visible()
     expect(page.get_by_role("link", name="Inspect", exact=True)).to_have_attribute("aria-current", "page")
+
+
+def test_the_bundled_model_shows_its_preference_for_domains_without_a_click(page: Page, served: Served) -> None:
+    page.goto(f"{served.base}/")
+    ready(page)
+    assert "#/inspect/sample-lm-installed" in page.url
+    expect(page.locator(".area-labels h2")).to_contain_text("domain")
+    expect(page.locator(".prefers").first).to_contain_text("×")
+    row = page.locator(".measures tbody tr", has_text="Mutual information").filter(has_text="domain")
+    value, null, z = (row.locator("td").nth(i).inner_text() for i in (0, 2, 3))
+    assert float(value) > 3 * float(null.split(" ")[0])
+    assert float(z) > 5
+    names = [part.strip() for part in page.locator(".finding").all_inner_texts()]
+    assert any("domain" in words for words in names), names
 
 
 def test_the_theme_is_kept_and_figures_follow(page: Page, served: Served) -> None:
