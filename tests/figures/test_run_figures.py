@@ -121,4 +121,4 @@ def test_objectives_are_one_curve_each() -> None:
     assert [data["name"] for data in figure["data"]] == ["load_balance", "router_z"]
     train = [event for event in log if event.kind == "train"]
     assert figure["data"][0]["y"] == pytest.approx([e.payload["objectives"]["load_balance"] for e in train])
-    assert "no auxiliary losses" in browser(objectives([]))["layout"]["meta"]["caption"]
+    assert "No training step" in browser(objectives([]))["layout"]["meta"]["caption"]

@@ -13,7 +13,6 @@ from moescope.events import Event
 from moescope.figures.base import axis, category_axis, expert_names, figure, ratio_colorbar
 from moescope.figures.loss import current, thinned, thinning_note
 from moescope.figures.palette import DIVERGING, MAX_DISTINCT, expert_colours
-from moescope.figures.wording import number
 
 
 def load_over_time(events: Iterable[Event], layer: int | None = None, *, max_points: int = 1500) -> go.Figure:
@@ -48,7 +47,7 @@ def load_over_time(events: Iterable[Event], layer: int | None = None, *, max_poi
         layer=layer,
         title=f"Load over time, layer {layer}",
         caption=(
-            f"Share of assignments per expert of layer {layer} at {number(len(log))} steps, over the tokens of each. "
+            f"Share of assignments per expert of layer {layer}, at each step over that step's tokens. "
             + (f"An even share is 1/{num_experts}." if num_experts else "No load was reported yet.")
         ),
         shown=len(chosen),

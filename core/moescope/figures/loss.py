@@ -87,9 +87,8 @@ def loss(events: Iterable[Event], *, max_points: int = 4000) -> go.Figure:
         name="loss",
         title="Loss",
         caption=(
-            "Cross-entropy in nats per token (per image where the model classifies), without auxiliary losses; "
-            f"{number(len(step))} training steps; the running mean keeps {SMOOTHING:g} of itself a step; "
-            f"{number(len(eval_step))} evaluations on held-out data."
+            "Cross-entropy in nats per token (per image where the model classifies), without auxiliary losses. Faint: "
+            f"each training step; the running mean keeps {SMOOTHING:g} of itself a step; dots: held-out data."
         ),
         shown=shown,
         total=len(step),

@@ -10,7 +10,6 @@ from moescope.events import Event
 from moescope.figures.base import axis, figure
 from moescope.figures.loss import current, series, thinned, thinning_note
 from moescope.figures.palette import label_colours
-from moescope.figures.wording import number
 
 
 def objectives(events: Iterable[Event], *, max_points: int = 4000) -> go.Figure:
@@ -34,9 +33,11 @@ def objectives(events: Iterable[Event], *, max_points: int = 4000) -> go.Figure:
         name="objectives",
         title="Auxiliary losses",
         caption=(
-            f"Each objective times its coefficient, summed over layers; {number(len(train))} steps."
+            "Each objective times its coefficient, summed over layers, at each training step."
             if names
             else "This run has no auxiliary losses."
+            if train
+            else "No training step was reported yet."
         ),
         shown=len(chosen),
         total=len(train),
