@@ -7,7 +7,23 @@ import numpy as np
 from moescope.data.base import Labels
 from moescope.trace.schema import LayerMeta, LayerTrace, Trace, TraceMeta
 
-WORDS = ("def", " return", " the", " of", " class", ":", "\n", " x", " licence", " template", "<", ">", " and", "(", ")")
+WORDS = (
+    "def",
+    " return",
+    " the",
+    " of",
+    " class",
+    ":",
+    "\n",
+    " x",
+    " licence",
+    " template",
+    "<",
+    ">",
+    " and",
+    "(",
+    ")",
+)
 DOMAINS = ("python", "cpp", "english", "licence")
 SYNTAX = ("name", "keyword", "operator")
 
@@ -53,12 +69,16 @@ def make_trace(
         directions = rng.normal(size=(experts, width))
         hidden = logits[chosen] @ directions + rng.normal(size=(len(chosen), width))
         made[layer] = LayerTrace(
-            meta=LayerMeta(layer=layer, path=f"blocks.{layer}.moe.router", router="topk_softmax", num_experts=experts, k=k),
+            meta=LayerMeta(
+                layer=layer, path=f"blocks.{layer}.moe.router", router="topk_softmax", num_experts=experts, k=k
+            ),
             expert_TK=order[:, :k].astype(np.int32),
             gate_TK=gates.astype(np.float32),
             sent_TK=np.ones((tokens, k), dtype=bool),
             entropy_T=-(p * np.log(p)).sum(1).astype(np.float32),
-            margin_T=(top[:, k - 1] - top[:, k]).astype(np.float32) if k < experts else np.full(tokens, np.nan, np.float32),
+            margin_T=(top[:, k - 1] - top[:, k]).astype(np.float32)
+            if k < experts
+            else np.full(tokens, np.nan, np.float32),
             mean_probs_E=p.mean(0).astype(np.float64),
             logits_TE=logits,
             hidden_nd=hidden.astype(np.float32),

@@ -101,8 +101,9 @@ def _sentence(trace: Trace, labels: dict[str, Labels], cell: Cell, adjusted: flo
     labelled = int((label.codes >= 0).sum())
     noun = "tokens" if trace.meta.kind == "text" else trace.meta.kind
     mine = f"“{shown_token(name)}” tokens" if cell.label == _TOKEN else f"{noun} with {cell.label} “{name}”"
-    everyone = "all" if labelled == trace.num_tokens else f"all that carry a {cell.label}"
-    unit = "documents" if np.unique(trace.doc).size >= 2 else "blocks of 64 tokens"
+    everyone = "all" if labelled == trace.num_tokens else f"all {noun} that have a {cell.label}"
+    whole = "images" if trace.meta.kind == "patches" else "documents"
+    unit = whole if np.unique(trace.doc).size >= 2 else "blocks of 64 tokens"
     traced = trace.layers[cell.layer]
     token, slot = np.nonzero((traced.expert_TK == cell.expert) & (label.codes == cell.value)[:, None])
     strongest = np.lexsort((token, -traced.gate_TK[token, slot]))[:EXAMPLES]
