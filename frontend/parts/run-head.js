@@ -65,6 +65,8 @@ export class RunHead extends HTMLElement {
   put(run) {
     this.run = run;
     this.status.textContent = run.status;
+    const option = [...this.picker.options].find((item) => item.value === run.id);
+    if (option) option.textContent = `${run.name} (${run.status})`;
     this.status.className = `chip ${run.status}`;
     this.told.textContent = lines(run.config).join("\n");
     fill(this.trouble, run.error ? h("p", { class: "banner bad", role: "alert" }, run.error) : null);
@@ -97,7 +99,7 @@ export class RunHead extends HTMLElement {
     const { payload } = event;
     if (event.kind === "run_started") this.last = { ...this.last, params: payload.params, device: payload.device };
     else if (event.kind === "train") this.last = { ...this.last, loss: payload.loss, lr: payload.lr, tokens: payload.tokens, seconds: payload.seconds };
-    else if (event.kind === "eval") this.last = { ...this.last, eval: payload.loss, accuracy: payload.accuracy };
+    else if (event.kind === "eval") this.last = { ...this.last, eval: payload.loss, accuracy: payload.accuracy, evaluated: event.step };
     else if (event.kind === "load") this.loads(/** @type {any[]} */ (payload.layers));
     else return;
     if (this.run) { this.run.step = Math.max(this.run.step, event.step); this.remaining(this.run); }
@@ -119,13 +121,13 @@ export class RunHead extends HTMLElement {
   }
 
   write() {
-    const { loss, eval: held, accuracy, lr, tokens, seconds, maxvio, maxvioLayer, params, device } = /** @type {Record<string, any>} */ (this.last);
+    const { loss, eval: held, evaluated, accuracy, lr, tokens, seconds, maxvio, maxvioLayer, params, device } = /** @type {Record<string, any>} */ (this.last);
     const speed = tokens && seconds ? `${compact(tokens / seconds)} tokens/s` : "–";
     /** @type {[string, string, string][]} */
     const rows = [
       ["Loss", number(loss, 4), "Cross-entropy of the last step, in nats, without auxiliary losses."],
-      ["Held-out loss", number(held, 4), "Cross-entropy on data that is not trained on, in nats."],
-      ...(accuracy === undefined || accuracy === null ? [] : /** @type {[string, string, string][]} */ ([["Accuracy", number(accuracy, 3), "Share of held-out images that are classified right."]])),
+      ["Held-out loss", held === undefined ? "–" : `${number(held, 4)} (step ${evaluated})`, "Cross-entropy on data that is not trained on, in nats, and the step it was last measured at."],
+      ...(accuracy === undefined || accuracy === null ? [] : /** @type {[string, string, string][]} */ ([["Held-out accuracy", `${number(accuracy, 3)} (step ${evaluated})`, "Share of held-out images that are classified right."]])),
       ["MaxVio, worst layer", maxvio === undefined ? "–" : `${number(maxvio, 3)} (layer ${maxvioLayer})`, "How far the busiest expert lies above an even share, in the layer where it is worst. 0 is perfectly even."],
       ["Learning rate", number(lr, 2), "After warm-up and cosine."], ["Tokens seen", compact(tokens), "Tokens trained on since the start."],
       ["Speed", speed, "Tokens per second since the start."], ["Parameters", compact(params), "All weights, of all experts."], ["Device", device === undefined ? "–" : String(device), "Where it trains."],

@@ -72,6 +72,7 @@ export class MoeTraceForm extends HTMLElement {
     else if (typeof job.result?.trace === "string" && this.isConnected) {
       this.dispatchEvent(new Event("traced"));
       state.go("inspect", job.result.trace);
+      scrollTo(0, 0);
     }
   }
 }

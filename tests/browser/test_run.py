@@ -40,7 +40,7 @@ def test_a_run_is_watched_live_to_its_end(page: Page, served: Served) -> None:
     assert sum("/api/events" in url for url in requests) == 1
     expect(page.locator(".area-snap .scatterlayer .point").first).to_be_attached()
     expect(page.locator(".area-load .scatterlayer .trace").first).to_be_attached()
-    expect(page.locator(".area-loss .figure-caption")).to_contain_text("120 training steps")
+    expect(page.locator(".run-head")).to_contain_text("step 120 of 120")
     page.reload()
     page.wait_for_function(f"() => ({LOSS})() === 120")
     expect(page.locator(".run-numbers")).to_contain_text("Held-out loss")

@@ -202,6 +202,7 @@ def test_a_run_that_was_killed_outright_goes_on_exactly_without_a_server(
     home: Path, tmp_path: Path, call: Call
 ) -> None:
     often = ["--set", "optim.steps=400", "--set", "snapshot_every=0", "--set", "checkpoint_every=10", *SMALL]
+    often += ["--set", "threads=1"]  # `call` may share this process, whose number of threads the tests set
     process = subprocess.Popen([*MOESCOPE, "train", "clusters", *often, "--home", str(home)], stderr=subprocess.DEVNULL)
     store = Store(home, samples=tmp_path)
     deadline = time.monotonic() + 100

@@ -83,7 +83,7 @@ def test_a_run_is_watched_stopped_killed_resumed_and_deleted(client: TestClient,
     def step() -> int:
         return int(client.get(f"/api/runs/{run}").json()["step"])
 
-    until(lambda: step() >= 12)
+    until(lambda: step() >= 12 and client.get(f"/api/jobs/{job}").json()["progress"])
     row = client.get(f"/api/jobs/{job}").json()
     assert (row["status"], row["stage"]) == ("running", "training") and 0 < row["progress"] < 1
     assert "is running" in client.delete(f"/api/runs/{run}").json()["detail"]
