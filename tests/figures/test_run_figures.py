@@ -122,3 +122,12 @@ def test_objectives_are_one_curve_each() -> None:
     train = [event for event in log if event.kind == "train"]
     assert figure["data"][0]["y"] == pytest.approx([e.payload["objectives"]["load_balance"] for e in train])
     assert "No training step" in browser(objectives([]))["layout"]["meta"]["caption"]
+    bare = [Event(run="r", step=1, kind="train", payload={"loss": 1.0, "objectives": {}})]
+    assert "no auxiliary losses" in browser(objectives(bare))["layout"]["meta"]["caption"]
+
+
+def test_a_caption_stays_true_while_its_figure_grows() -> None:
+    short, long = run_events(5), run_events(50)
+    for draw in (loss, objectives, lambda log: load_over_time(log, 1)):
+        captions = {browser(draw(log))["layout"]["meta"]["caption"] for log in (short, long)}
+        assert len(captions) == 1
