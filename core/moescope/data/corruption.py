@@ -14,7 +14,7 @@ import numpy as np
 
 from moescope.config import Config, doc
 from moescope.data.base import Document, Labels, Span, TokenSet
-from moescope.data.decode import documents_of, pieces_of
+from moescope.data.decode import documents_of, first_tokens, pieces_of
 from moescope.data.digits import unpatchify
 from moescope.data.encode import assemble
 from moescope.data.pieces import Encoder, Pieces
@@ -170,7 +170,7 @@ def _values(tokens: TokenSet, config: CorruptionConfig) -> TokenSet:
     axis = None if pixels else 0
     low, high = tokens.inputs.min(axis=axis), tokens.inputs.max(axis=axis)
     hit, inputs = np.zeros((num, width), bool), tokens.inputs.copy()
-    first = np.searchsorted(tokens.doc, np.arange(tokens.num_docs + 1))
+    first = first_tokens(tokens)
     for name, start, end in zip(names, first[:-1], first[1:], strict=True):
         picked, rng = _picked(config, str(name), int(end - start) * (width if pixels else 1))
         here = picked.reshape(end - start, -1)

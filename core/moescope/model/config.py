@@ -12,6 +12,7 @@ from moescope.data.base import LabelSource
 from moescope.errors import InputError
 from moescope.routers import ROUTERS
 from moescope.routers.base import Place
+from moescope.routers.label import LabelConfig
 
 _LARGEST = 1 << 20
 
@@ -106,11 +107,8 @@ class ModelConfig(Config):
     @property
     def label(self) -> LabelSource | None:
         """The label of the tokens that the router reads, None where it reads none."""
-        router = ROUTERS[self.router]
-        if "label" not in router.needs:
-            return None
-        config = parse(router.Config, self.router_config)
-        return LabelSource(getattr(config, "label"), tuple(getattr(config, "values")))  # noqa: B009
+        config = parse(ROUTERS[self.router].Config, self.router_config)
+        return LabelSource(config.label, config.values) if isinstance(config, LabelConfig) else None
 
     @property
     def moe_indices(self) -> tuple[int, ...]:

@@ -30,11 +30,14 @@ class _Stopped(Exception):  # noqa: N818 - not an error: someone asked for it
 
 
 def ended(run: Path) -> dict[str, Any] | None:
-    """What cell.json says, None where the cell has not ended."""
+    """What cell.json says, None where the cell has not ended, or the file is not what a cell wrote."""
     try:
-        return dict(json.loads((run / ENDED).read_text("utf-8")))
+        plain = json.loads((run / ENDED).read_text("utf-8"))
     except (FileNotFoundError, ValueError):
         return None
+    known = isinstance(plain, dict) and plain.get("status") in ("finished", "failed")
+    whole = known and isinstance(plain.get("values"), list) and isinstance(plain.get("facts"), dict)
+    return plain if whole else None
 
 
 def run_cell(plan: Plan, cell: Cell, stop: Callable[[], bool], told: Told) -> Outcome:

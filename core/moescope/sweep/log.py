@@ -70,7 +70,7 @@ def _event(line: bytes) -> Event | None:
             payload=dict(plain["payload"]),
             time=float(plain["time"]),
         )
-    except (ValueError, KeyError, TypeError):  # a torn line
+    except (ValueError, KeyError, TypeError, OverflowError):  # a torn line, or one that no run wrote
         return None
 
 
@@ -80,7 +80,7 @@ def _as_one_run(events: Iterable[Event]) -> list[Event]:
         if event.kind == "run_started":
             kept = []
         elif event.kind == "run_resumed":
-            first = int(event.payload["from_step"])
+            first = int(event.payload.get("from_step", event.step))
             kept = [old for old in kept if old.step <= first and old.kind not in _ENDS]
         kept.append(event)
     return kept

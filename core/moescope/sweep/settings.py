@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from moescope.errors import InputError
+from moescope.train.preset import for_router
 
 _WHOLE: Final = re.compile(r"model\.router_config|data\.spec|probe\.spec|(?:objectives|evals)\.[^.]+")
 """Tables that belong together: they are replaced, not merged."""
@@ -44,20 +45,18 @@ def merged(values: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, 
     replaced whole. Another router than that of `values` starts from its own default options.
     """
     settings = nested(settings)
-    model, before = settings.get("model", {}), values.get("model", {})
-    if isinstance(model, Mapping) and isinstance(before, Mapping):
-        other = model.get("router", before.get("router")) != before.get("router")
-        if other and "router_config" not in model:
-            settings["model"] = {**model, "router_config": {}}
-    return _merged(values, settings, "")
+    model = settings.get("model")
+    router = model.get("router") if isinstance(model, Mapping) else None
+    return _merged(for_router(values, router), settings, "")
 
 
 def _merged(values: Mapping[str, Any], settings: Mapping[str, Any], above: str) -> dict[str, Any]:
     made = dict(values)
     for key, value in settings.items():
         before = made.get(key)
-        join = isinstance(value, Mapping) and isinstance(before, Mapping) and not _WHOLE.fullmatch(above + key)
-        made[key] = _merged(before, value, f"{above}{key}.") if join else value  # type: ignore[arg-type]
+        made[key] = value
+        if isinstance(value, Mapping) and isinstance(before, Mapping) and not _WHOLE.fullmatch(above + key):
+            made[key] = _merged(before, value, f"{above}{key}.")
     return made
 
 

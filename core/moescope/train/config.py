@@ -164,13 +164,8 @@ def load_run_config(preset_or_file: str | Path, overrides: Sequence[str] | Mappi
     Another router than the preset's starts from its own default options.
     Raises `InputError` naming the key and the value that do not fit.
     """
-    pairs = dict(overrides if isinstance(overrides, Mapping) else (parse_override(item) for item in overrides))
-    values = read_preset(preset_or_file).config
-    model = values.get("model")
-    before = model.get("router") if isinstance(model, Mapping) else None
-    if pairs.get("model.router", before) != before:
-        values = override(values, {"model.router_config": {}})
-    return parse_run_config(override(values, pairs))
+    pairs = overrides if isinstance(overrides, Mapping) else dict(parse_override(item) for item in overrides)
+    return parse_run_config(override(read_preset(preset_or_file).config, pairs))
 
 
 def parse_run_config(values: Mapping[str, Any]) -> RunConfig:

@@ -58,8 +58,23 @@ def presets() -> dict[str, Preset]:
     return {name: read_preset(name) for name in preset_names()}
 
 
-def override(values: Mapping[str, Any], overrides: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """`values` with dotted keys set: `{"optim.lr": 1e-3}`. Raises `InputError` where a key leads through a value."""
+def for_router(values: Mapping[str, Any], router: Any) -> Mapping[str, Any]:
+    """`values` for this router: the options that stand there stay only if they are its own."""
+    model = values.get("model")
+    if router is None or not isinstance(model, Mapping) or model.get("router") == router:
+        return values
+    return {**values, "model": {**model, "router_config": {}}}
+
+
+def override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with dotted keys set: `{"optim.lr": 1e-3}`. Another router starts from its own default options.
+
+    Raises `InputError` where a key leads through a value.
+    """
+    return _override(for_router(values, overrides.get("model.router")), overrides, "")
+
+
+def _override(values: Mapping[str, Any], overrides: Mapping[str, Any], above: str) -> dict[str, Any]:
     changed = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     for dotted, value in overrides.items():
         head, _, rest = dotted.partition(".")
@@ -71,7 +86,7 @@ def override(values: Mapping[str, Any], overrides: Mapping[str, Any], above: str
         table = changed.get(head, {})
         if not isinstance(table, Mapping):
             raise InputError(f"{above}{dotted} cannot be set: {above}{head} is {table!r}, not a table.")
-        changed[head] = override(table, {rest: value}, f"{above}{head}.")
+        changed[head] = _override(table, {rest: value}, f"{above}{head}.")
     return changed
 
 

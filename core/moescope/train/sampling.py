@@ -152,14 +152,9 @@ class SameDocuments:
 
     def kept(self, version: TokenSet) -> list[torch.Tensor]:
         """The targets of the same batches without words that were replaced. int64 [B, S] each."""
-        tokens = select(version, self.documents)
-        untouched = LabelSource(LABEL, ("no",)).codes(tokens) == 0
-        targets = np.where(untouched, tokens.inputs, IGNORED)
-        marked = replace(tokens, inputs=targets.astype(np.int32), labels={})
-        chunks = sequences(tokens, self.seq)
-        groups = [chunks[first : first + self.batch] for first in range(0, len(chunks), self.batch)]
-        found = [collate(marked, group).target for group in groups]
-        return [target for target in found if target is not None]
+        untouched = LabelSource(LABEL, ("no",)).codes(version) == 0
+        marked = replace(version, inputs=np.where(untouched, version.inputs, IGNORED).astype(np.int32))
+        return [batch.target for batch in self(marked) if batch.target is not None]
 
 
 @dataclass(frozen=True)
