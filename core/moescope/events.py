@@ -9,7 +9,8 @@ from typing import Any, Final
 
 EVENT_KINDS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "run_started": "The run's configuration, the model's size (`params`, `layers`), the data's size, the device.",
+        "run_started": "The run's configuration, the model's size (`params`, `layers`), the data's size, the device; of "
+        "a fork, `forked`: `{run, checkpoint, step}`.",
         "train": (
             "One training step: `loss` (nats per token, or per image), `objectives` (name to weighted value, summed "
             "over layers), `lr`, `grad_norm`, `tokens` seen so far, `seconds` since the start."
@@ -30,6 +31,38 @@ EVENT_KINDS: Final[Mapping[str, str]] = MappingProxyType(
             "further evaluation, by name, with `clean`, the loss on the same documents as they are, and for text "
             "`kept`, the loss over targets that were not replaced."
         ),
+        "drift": (
+            "One evaluation of the growth detector, after the backward pass of this step, whether anything fired: "
+            "`detector`, `layers`, a list of `{layer, experts, fired, chosen, signals, thresholds}`; `experts` are the "
+            "alive slots and all lists are in their order; `signals` maps a name (`grad_norm`, `z`, `score`, `p_value`, "
+            "`cosine`, ...) to values, null where not yet defined; `thresholds` maps a signal to `{at, fires: below | "
+            "above}`; `chosen` is the expert that is duplicated now, or null; a `note` says why none was."
+        ),
+        "expansion": (
+            "A slot came alive: `layer`, `parent`, `child`, `why` (`drift`, `coverage`, `random` or `by hand`), "
+            "`detector`, `signals` of the parent, `initialiser`, `preserved` (whether logits were shifted by log 2), "
+            "`loss_before` (held-out), `output_change` (root mean square of the change of the layer's output over that "
+            "of the output), `selection_change` (share of tokens whose chosen experts changed, the child counting as "
+            "its parent), `alive` (slots afterwards)."
+        ),
+        "acceptance": (
+            "An expansion was judged: `layer`, `parent`, `child`, `kept`, `acceptor`, `loss_before` and `loss_after` "
+            "(held-out, without and with the child), `why` (one sentence), `patience` left or null, `alive`."
+        ),
+        "prune": (
+            "A slot died: `layer`, `expert`, `why` (`end of growth`, `never reached` or `by hand`), `loss_before` and "
+            "`loss_after` (held-out, with and without it), `alive`."
+        ),
+        "growth_ended": (
+            "From here on the set of experts is fixed: `why` (`phase over`, `patience` or `full`), `layers`, a list of "
+            "`{layer, alive, used}`: `used` counts experts with at least 1 % of an even share of the held-out tokens."
+        ),
+        "order": (
+            "An order by hand was carried out or refused: `id`, `order` (`pause`, `go_on`, `checkpoint`, `split`, "
+            "`retire`), `layer`, `expert`, `done`, `why` (one sentence where refused)."
+        ),
+        "run_paused": "The run waits, its process alive, until it is told to go on.",
+        "run_unpaused": "It goes on: `seconds`, how long it waited (not counted in the run's time).",
         "snapshot": "A trace of the fixed probe set: `path` (below the run's folder), `tokens`.",
         "checkpoint": "A checkpoint folder was completed: `path` (below the run's folder), `seconds`.",
         "run_resumed": "The run went on from a checkpoint: `from_step`.",

@@ -1,0 +1,1 @@
+"""Growth of the set of experts while a model trains: detectors of drift, initialisers, acceptors, one controller."""
