@@ -9,8 +9,10 @@ from typing import Any, Final
 
 EVENT_KINDS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "run_started": "The run's configuration, the model's size (`params`, `layers`), the data's size, the device; of "
-        "a fork, `forked`: `{run, checkpoint, step}`.",
+        "run_started": (
+            "The run's configuration, the model's size (`params`, `layers`), the data's size, the device; of a fork, "
+            "`forked`: `{run, checkpoint, step}`."
+        ),
         "train": (
             "One training step: `loss` (nats per token, or per image), `objectives` (name to weighted value, summed "
             "over layers), `lr`, `grad_norm`, `tokens` seen so far, `seconds` since the start."
@@ -34,9 +36,8 @@ EVENT_KINDS: Final[Mapping[str, str]] = MappingProxyType(
         "drift": (
             "One evaluation of the growth detector, after the backward pass of this step, whether anything fired: "
             "`detector`, `layers`, a list of `{layer, experts, fired, chosen, signals, thresholds}`; `experts` are the "
-            "alive slots and all lists are in their order; `signals` maps a name (`grad_norm`, `z`, `score`, `p_value`, "
-            "`cosine`, ...) to values, null where not yet defined; `thresholds` maps a signal to `{at, fires: below | "
-            "above}`; `chosen` is the expert that is duplicated now, or null; a `note` says why none was."
+            "alive slots and all lists are in their order; `signals` maps a name (`grad_norm`, `z`, `p_value`, ...) to "
+            "values, null where not yet defined; `thresholds` maps a signal to `{at, fires: below | above}`; `chosen` is the expert that is duplicated now, or null; a `note` says why none was."
         ),
         "expansion": (
             "A slot came alive: `layer`, `parent`, `child`, `why` (`drift`, `coverage`, `random` or `by hand`), "
