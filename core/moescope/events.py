@@ -37,7 +37,8 @@ EVENT_KINDS: Final[Mapping[str, str]] = MappingProxyType(
             "One evaluation of the growth detector, after the backward pass of this step, whether anything fired: "
             "`detector`, `layers`, a list of `{layer, experts, fired, chosen, signals, thresholds}`; `experts` are the "
             "alive slots and all lists are in their order; `signals` maps a name (`grad_norm`, `z`, `p_value`, ...) to "
-            "values, null where not yet defined; `thresholds` maps a signal to `{at, fires: below | above}`; `chosen` is the expert that is duplicated now, or null; a `note` says why none was."
+            "values, null where not yet defined; `thresholds` maps a signal to `{at, fires: below | above}`; `chosen` "
+            "is the expert that is duplicated now, or null; a `note` says why none was."
         ),
         "expansion": (
             "A slot came alive: `layer`, `parent`, `child`, `why` (`drift`, `coverage`, `random` or `by hand`), "
