@@ -5,8 +5,9 @@ Shapes: T tokens, K slots, N = T * K assignments, E expert slots, d model width,
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Final
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor, nn
@@ -41,18 +42,48 @@ def pick(num_tokens: int, k: int, gate_up_Egd: Tensor) -> str:
     return "padded_bmm" if slice_work < SMALL_SLICE else "fused_slices"
 
 
-class ExpertBank(nn.Module):
+class Bank(nn.Module, ABC):
+    """E experts in stacked parameters, d -> d each.
+
+    per_expert: names of the parameters, whose rows are expert slots: what growth copies.
+    first:      name of the one that the input meets first.
+    """
+
+    per_expert: ClassVar[tuple[str, ...]]
+    first: ClassVar[str]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.way: str | None = None
+        """Name of the way to compute by; None picks by shape, dtype and device."""
+
+    @abstractmethod
+    def forward(self, x_Td: Tensor, expert_TK: Tensor, gate_TK: Tensor, sent_TK: Tensor) -> Tensor:
+        """Sum over the slots that were sent of gate times expert output; zero rows where nothing was. [T, d]"""
+
+    @abstractmethod
+    def per_slot(self, x_Td: Tensor, expert_TK: Tensor, sent_TK: Tensor) -> tuple[Tensor, Tensor]:
+        """Unweighted outputs [T, K, d] and intermediate activations [T, K, f] of each slot; zero where not sent."""
+
+    def every(self, x_Td: Tensor) -> Tensor:
+        """Forced outputs of every expert, [T, E, d]."""
+        num_experts = self.get_parameter(self.first).shape[0]
+        expert_TE = torch.arange(num_experts, device=x_Td.device).expand(len(x_Td), -1)
+        return self.per_slot(x_Td, expert_TE, torch.ones_like(expert_TE, dtype=torch.bool))[0]
+
+
+class ExpertBank(Bank):
     """E SwiGLU experts: `gate_up` [E, 2f, d] and `down` [E, d, f]."""
+
+    per_expert = ("gate_up", "down")
+    first = "gate_up"
 
     def __init__(self, num_experts: int, d_model: int, d_expert: int) -> None:
         super().__init__()
         self.gate_up = nn.Parameter(torch.empty(num_experts, 2 * d_expert, d_model))
         self.down = nn.Parameter(torch.empty(num_experts, d_model, d_expert))
-        self.way: str | None = None
-        """Name of the way to compute by; None picks by shape, dtype and device."""
 
     def forward(self, x_Td: Tensor, expert_TK: Tensor, gate_TK: Tensor, sent_TK: Tensor) -> Tensor:
-        """Sum over the slots that were sent of gate times expert output; zero rows where nothing was. [T, d]"""
         x_Td, gate_up, down = self._cast(x_Td)
         with torch.autocast(x_Td.device.type, enabled=False):
             way = self.way or pick(expert_TK.shape[0], expert_TK.shape[1], gate_up)
@@ -67,7 +98,6 @@ class ExpertBank(nn.Module):
         return x_Td.to(dtype), self.gate_up.to(dtype), self.down.to(dtype)
 
     def per_slot(self, x_Td: Tensor, expert_TK: Tensor, sent_TK: Tensor) -> tuple[Tensor, Tensor]:
-        """Unweighted outputs [T, K, d] and intermediate activations [T, K, f] of each slot; zero where not sent."""
         x_Td, gate_up, down = self._cast(x_Td)
         num_tokens, k = expert_TK.shape
         plan = Plan.of(expert_TK, sent_TK, gate_up.shape[0])
@@ -83,9 +113,3 @@ class ExpertBank(nn.Module):
             for parts in (outputs, activations)
         ]
         return spread[0].view(num_tokens, k, -1), spread[1].view(num_tokens, k, -1)
-
-    def every(self, x_Td: Tensor) -> Tensor:
-        """Forced outputs of every expert, [T, E, d]."""
-        num_experts = self.gate_up.shape[0]
-        expert_TE = torch.arange(num_experts, device=x_Td.device).expand(len(x_Td), -1)
-        return self.per_slot(x_Td, expert_TE, torch.ones_like(expert_TE, dtype=torch.bool))[0]

@@ -193,7 +193,7 @@ def active_params(model: Transformer, experts_per_token: float | None = None) ->
     total = num_params(model)
     for layer in model.moe.values():
         slots, alive = layer.alive_E.numel(), int(layer.alive_E.sum())
-        per_expert = (layer.bank.gate_up.numel() + layer.bank.down.numel()) // slots
+        per_expert = sum(layer.bank.get_parameter(name).numel() for name in layer.bank.per_expert) // slots
         used = layer.router.k if layer.router.k is not None else experts_per_token
         total -= round((slots - min(alive if used is None else used, alive)) * per_expert)
     return total

@@ -79,7 +79,9 @@ def _partly_dead(model: Transformer) -> dict[str, Tensor]:
     for index, layer in model.moe.items():
         if bool(layer.alive_E.all()):
             continue
-        per_slot = {f"router.{name}" for name in layer.router.per_expert} | {"bank.gate_up", "bank.down"}
+        per_slot = {f"router.{name}" for name in layer.router.per_expert} | {
+            f"bank.{name}" for name in layer.bank.per_expert
+        }
         for name, weight in layer.named_parameters():
             if name in per_slot and weight.requires_grad:
                 found[f"blocks.{index}.moe.{name}"] = layer.alive_E
