@@ -216,7 +216,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(
     for event in events:
         if event.kind == "checkpoint":
             break
-    monkeypatch.setattr("moescope.train.loop.loss", lambda output, batch: loss(output, batch) * torch.nan)
+    monkeypatch.setattr("moescope.train.stepping.loss", lambda output, batch: loss(output, batch) * torch.nan)
     with pytest.raises(InputError, match=r"became nan at step 4.*step-000003, is untouched"):
         list(events)
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-000003"]

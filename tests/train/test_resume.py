@@ -17,7 +17,7 @@ from moescope.events import Event
 from moescope.routers import ROUTERS
 from moescope.train import train
 from moescope.train.config import RunConfig
-from moescope.train.loop import noise
+from moescope.train.noise import noise
 from moescope.train.state import checkpoints
 
 CASES: dict[str, dict[str, Any]] = {

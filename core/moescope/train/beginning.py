@@ -1,6 +1,9 @@
-"""What a run begins with: its model, the batches that it trains on, the batches that it is evaluated on."""
+"""What a run begins with: device, model, the batches that it trains on, the batches that it is evaluated on."""
 
 from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -9,6 +12,9 @@ from moescope.model import ModelConfig, Transformer
 from moescope.train.config import RunConfig
 from moescope.train.prepare import Prepared
 from moescope.train.sampling import Batches, Documents, Held, Windows
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def new_model(config: RunConfig, data: Prepared) -> Transformer:
@@ -36,3 +42,17 @@ def held_batches(config: RunConfig, model: ModelConfig, tokens: TokenSet) -> Hel
     else:
         source = Documents(tokens, max_seq=model.max_seq, batch=optim.batch, seed=0, what=what, label=model.label)
     return Held(source, config.eval_batches)
+
+
+def accelerator(config: RunConfig) -> tuple[Accelerator, str]:
+    """The device, and the precision that `auto` becomes on it."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # it is a singleton that refuses a second run's precision
+    cpu = config.device == "cpu"
+    precision = config.optim.precision
+    if precision == "auto":
+        precision = "bf16" if not cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+    cpu = cpu or ("LOCAL_RANK" in os.environ and not torch.cuda.is_available())  # gloo has to be asked for
+    return Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else "bf16"), precision
