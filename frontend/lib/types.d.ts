@@ -55,11 +55,25 @@ export interface Job {
   id: string; kind: "trace" | "train" | "project" | "sweep"; status: JobStatus; stage: string | null; progress: number | null;
   seconds_left: number | null; error: string | null; result: Record<string, unknown> | null; created: string;
 }
+export type RunStatus = "queued" | "running" | "paused" | "finished" | "stopped" | "failed";
 export interface RunRow {
-  id: string; name: string; preset: string | null; status: "queued" | "running" | "finished" | "stopped" | "failed";
+  id: string; name: string; preset: string | null; status: RunStatus;
   step: number; steps: number; created: string; error: string | null; config: Record<string, unknown>;
   snapshots: string[]; checkpoints: string[]; job: string | null;
+  fork?: { run: string; checkpoint: string; step: number } | null; ahead?: number; orphan?: boolean;
 }
+export interface Slot {
+  layer: number; expert: number; parent: number | null; born: number; died: number | null; why: string; answers: string | null;
+}
+export interface GrowthState { layers: number[]; slots: number; alive: Record<string, number[]>; tree: Slot[]; changes: MoeEvent[] }
+export type SettingKind = "integer" | "number" | "string" | "boolean" | "choice" | "choices" | "registry" | "corpus" | "objectives" | "plain";
+export interface Setting {
+  key: string; name: string; group: string; kind: SettingKind; none: boolean; help: string; default: unknown;
+  choices?: string[]; registry?: string; options?: string; within?: string;
+}
+export interface RegistryEntry { schema: any; description: string; causal?: boolean; learns?: boolean; grows?: boolean }
+export interface RunSchema { schema: any; options: Record<string, Record<string, RegistryEntry>> }
+export interface Checked { ok: boolean; error: string | null; config: Record<string, unknown> | null }
 export interface Preset { name: string; title: string; description: string; seconds: number | null; config: Record<string, unknown> }
 export type SweepStatus = "queued" | "running" | "stopped" | "finished" | "damaged";
 export type CellStatus = "waiting" | "running" | "stopped" | "finished" | "failed";
@@ -92,16 +106,16 @@ export interface SweepSummary {
   status: string; reference: string; means: SweepMean[]; differences: SweepDifference[]; claims: SweepClaim[]; notes: string[];
   variants: { name: string; label: string; leaky: boolean; active_params: number | null; active_ratio: number | null; equal_active: boolean | null }[];
 }
-export interface SweepDetail extends SweepRow { curves: string[]; palette: Record<string, string>; summary: SweepSummary }
+export interface SweepDetail extends SweepRow { curves: string[]; frontier: boolean; palette: Record<string, string>; summary: SweepSummary }
 export interface Source { id: string; description: string; kind: Kind; synthetic: boolean; schema: Record<string, unknown> }
 export interface MoeEvent { id: number; run: string; step: number; kind: string; payload: Record<string, unknown>; time: number }
 
 export interface Grow { kind: string; trace: number; x: string; y: string; smooth?: number }
 export interface FigureMeta {
   moescope: number; name: string; layer: number | null; title: string; caption: string;
-  shown?: number | null; total?: number | null; note?: string | null; grow?: Grow[];
+  shown?: number | null; total?: number | null; note?: string | null; grow?: Grow[]; again?: string[];
 }
-export type Role = "tokens" | "cells" | "label_cells" | "bars" | "curve" | "step_cells";
+export type Role = "tokens" | "cells" | "label_cells" | "bars" | "curve" | "step_cells" | "marks" | "blank";
 export interface TraceMeta { role?: Role; group?: { expert?: number; label?: string; value?: string }; x?: string; y?: string; label?: string; experts?: number[] }
 
 /** A Plotly trace or layout is a wide open record; what the page reads of it is narrowed where it is read. */

@@ -24,6 +24,7 @@ export class MoeSweep extends HTMLElement {
   opened = "";
   head = new SweepHead();
   race = new MoeFigure();
+  frontier = new MoeFigure();
   cells = new MoeSweepCells();
   claims = new MoeSweepClaims();
   table = new MoeSweepTable();
@@ -83,17 +84,20 @@ export class MoeSweep extends HTMLElement {
   lay(sweep) {
     this.head = new SweepHead();
     this.race = new MoeFigure();
+    this.frontier = new MoeFigure();
     this.cells = new MoeSweepCells();
     this.claims = new MoeSweepClaims();
     this.table = new MoeSweepTable();
     this.raced = { done: -1, at: 0 };
     this.race.explain = "One line per variant: the mean over its seeds. The band (or the bar at the end, with many variants) is the 95 % interval of that mean: where bands overlap widely, seeds alone may explain the order. Click a name to hide a line; drag to zoom, double-click to see all.";
+    this.frontier.explain = "Does growth find the number of experts that a search over fixed numbers finds? Lines: fixed sets. Stars: grown ones, each run a dot. A star on or below the lines, near their elbow, found it. Bars are 95 % intervals over seeds.";
     const named = (/** @type {string} */ words, /** @type {Node} */ body, kind = "") => h("section", { class: `panel ${kind}` }, h("header", null, h("h2", null, words)), body);
     const claims = sweep.summary.claims.length > 0;
     fill(this, this.head, h("div", { class: "sweep-body" },
       named("Runs", this.cells, "area-cells"),
       h("div", { class: `sweep-grid${claims ? "" : " alone"}` },
         h("section", { class: "panel area-race" }, h("div", { class: "toolbar race-tools" }, h("label", { class: "field" }, h("span", { class: "field-name" }, "Curve"), this.curve), h("span", { class: "field" }, h("span", { class: "field-name" }, "over"), this.across)), this.race),
+        sweep.frontier && h("section", { class: "panel area-frontier" }, this.frontier),
         claims && named("What was claimed, and what came out", this.claims, "area-claims")),
       named("Results: means over seeds, with intervals", this.table, "area-table")));
     this.head.open(sweep, () => this.soon(0));
@@ -109,7 +113,7 @@ export class MoeSweep extends HTMLElement {
     this.moved();
     const { done } = counts(sweep);
     if (done !== this.raced.done && (performance.now() - this.raced.at > RACE_PACE || !isLive(sweep))) {
-      if (this.raced.done >= 0) this.race.refetch();
+      if (this.raced.done >= 0) for (const figure of [this.race, ...(sweep.frontier ? [this.frontier] : [])]) figure.refetch();
       this.raced = { done, at: performance.now() };
     }
     if (sweep.status !== "finished" && sweep.job === null) this.soon(POLL); // a command line may be at work: no job tells of it
@@ -131,6 +135,7 @@ export class MoeSweep extends HTMLElement {
       if (held) /** @type {HTMLElement | null} */ (this.across.querySelector("[aria-pressed=true]"))?.focus();
     }
     this.race.show({ owner: "sweeps", of: sweep.id, name: "race", options: { curve, x } });
+    if (sweep.frontier) this.frontier.show({ owner: "sweeps", of: sweep.id, name: "frontier", options: {} });
     this.table.put(sweep, this.infos);
   }
 

@@ -89,6 +89,7 @@ def detail(store: Store, id: str) -> dict[str, Any]:
 def _detail(store: Store, id: str) -> dict[str, Any]:
     from moescope.figures.race import lane_colours
     from moescope.sweep.folder import read_plan
+    from moescope.sweep.frontier import EXPERTS, LOSS
     from moescope.sweep.summaries import summary_of
 
     folder = sweep_folder(store, id)
@@ -98,6 +99,7 @@ def _detail(store: Store, id: str) -> dict[str, Any]:
     return known | {
         "curves": curves(plan),
         "palette": dict(zip(names, lane_colours(len(names)), strict=True)),
+        "frontier": {EXPERTS, LOSS} <= set(plan.config.metrics),
         "summary": summary_of(plan, known["status"] == "running"),
     }
 

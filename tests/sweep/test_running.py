@@ -16,6 +16,7 @@ from moescope.events import Event
 from moescope.sweep import SweepFile, rows, run_sweep, state, summary
 from moescope.sweep.folder import held
 from moescope.sweep.log import read_events
+from moescope.trace.io import read_trace
 
 Toy = Callable[..., SweepFile]
 
@@ -220,3 +221,16 @@ def test_the_state_says_how_far_it_is(toy: Toy, folder: Path) -> None:
     assert now.status == "stopped" and now.cells[0].status == "stopped" and now.cells[1].status == "waiting"
     with pytest.raises(InputError, match="holds no sweep"):
         state(folder.with_name("nowhere"))
+
+
+def test_experts_alive_and_experts_used(toy: Toy, folder: Path) -> None:
+    """Slots that were never allocated are not alive; an expert that the probe leaves out is alive and not used."""
+    sizes = {"model.num_experts": 6, "model.max_experts": 8, "probe.tokens": 2, "probe.sample": 0}
+    ended = run_sweep(toy({"few": sizes}, metrics=["alive_experts", "used_experts"]), folder, seeds=[0])
+    snapshots = folder / "cells" / ended.cells[0].name / "snapshots"
+    trace = read_trace(max(snapshots.glob("*.safetensors")))
+    found = {(row.metric, row.layer): row.value for row in rows(folder)}
+    used = {id: len(set(layer.expert_TK[layer.wanted_TK].tolist())) for id, layer in trace.layers.items()}
+    assert {id: found["alive_experts", str(id)] for id in trace.layers} == dict.fromkeys(trace.layers, 6)
+    assert {id: found["used_experts", str(id)] for id in trace.layers} == used
+    assert min(used.values()) < 6

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from moescope.figures.expert_load import expert_load
+from moescope.figures.frontier import frontier
 from moescope.figures.label_expert import label_expert
 from moescope.figures.layer_expert_load import layer_expert_load
 from moescope.figures.load_over_time import load_over_time
@@ -26,4 +27,5 @@ FIGURES: Final[dict[str, Callable[..., Any]]] = {
     "load_over_time": load_over_time,
     "objectives": objectives,
     "race": race,
+    "frontier": frontier,
 }

@@ -28,6 +28,8 @@ PLAIN: Final[dict[str, tuple[Source, str]]] = {
     "router_params": ("size", "parameters"),
     "active_params": ("size", "parameters"),
     "active_params_train": ("size", "parameters"),
+    "alive_experts": ("layers", "experts"),
+    "used_experts": ("layers", "experts"),
     "experts_per_token": ("layers", "experts"),
     "experts_per_token_train": ("layers", "experts"),
 }

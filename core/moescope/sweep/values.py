@@ -10,8 +10,10 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Final
 
+import numpy as np
+
 from moescope.events import Event
-from moescope.metrics import METRICS, Measurement, measure
+from moescope.metrics import METRICS, Measurement, alive_experts, measure
 from moescope.sweep.active import Sizes, sizes, slot_rows_per_token
 from moescope.sweep.names import MEAN, PLAIN, MetricName
 from moescope.trace.io import read_trace
@@ -75,6 +77,21 @@ class Finished:
             for layer in load["layers"]:
                 told.setdefault(layer["layer"], []).append(layer["experts_per_token"] * (1 - layer["dropped"]))
         return {**{layer: fmean(values) for layer, values in told.items()}, **self.rows}
+
+    def counted(self, name: str) -> Mapping[int, float]:
+        """Of each MoE block: experts per token, on the probe or in training; experts alive at the end, or used there.
+
+        One is used that takes at least 1 % of an even share of the probe's wanted assignments.
+        """
+        if name.startswith("experts_per_token"):
+            return self.experts_train if name.endswith("train") else self.experts_eval
+        if name == "alive_experts":
+            return {id: float(len(alive_experts(layer))) for id, layer in self._layers()}
+        made = {}
+        for id, layer in self._layers():
+            counts_E = np.bincount(layer.expert_TK[layer.wanted_TK])
+            made[id] = float(np.count_nonzero(counts_E >= 0.01 * counts_E.sum() / max(len(alive_experts(layer)), 1)))
+        return made
 
     def _layers(self) -> Iterable[tuple[int, Any]]:
         return self.trace.layers.items()
@@ -151,7 +168,7 @@ def _of_size(name: MetricName, cell: Finished) -> list[Value]:
 
 
 def _of_layers(name: MetricName, cell: Finished) -> list[Value]:
-    used = cell.experts_train if name.name.endswith("train") else cell.experts_eval
+    used = cell.counted(name.name)
     tokens = None if name.name.endswith("train") else cell.trace.num_tokens
     made = [_value(name, value, PLAIN[name.name][1], tokens, str(layer)) for layer, value in used.items()]
     return _with_mean(made) or [_value(name, None, PLAIN[name.name][1], layer=MEAN)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Response
@@ -14,9 +15,6 @@ from moescope_server.schemas import SweepCreate, SweepStarted
 from moescope_server.wire import JSON
 
 router = APIRouter(prefix="/sweeps")
-
-SWEEP_FIGURES = ("race",)
-"""Figures that are drawn from a sweep's folder."""
 
 
 @router.get("")
@@ -80,16 +78,35 @@ def race(
     from moescope.sweep.lanes import race as run_race
 
     folder = sweeps.sweep_folder(all.store, id)
-    logs = [(path, path.stat()) for path in sorted(folder.glob("cells/*/events.jsonl"))]
-    stamp = tuple((path.parent.name, stat.st_mtime_ns, stat.st_size) for path, stat in logs)
-    made = (folder / "sweep.json").stat().st_mtime_ns
+    stamp = _stamp(folder, "events.jsonl")
 
     def draw() -> Any:
         with sweeps.damage_told(id):
             found = run_race(folder, curve, x)
         return figure_function("race")(found.lanes, curve=found.curve, x=found.x, unit=found.unit, note=found.note)
 
-    return JSON(all.analysis.figure(("sweep", id, made, stamp, curve, x), draw))
+    return JSON(all.analysis.figure(("sweep", id, stamp, curve, x), draw))
+
+
+@router.get("/{id}/figures/frontier")
+def frontier(id: Id, all: ServicesDep) -> Response:
+    from moescope.sweep.frontier import frontier as sweep_frontier
+
+    folder = sweeps.sweep_folder(all.store, id)
+
+    def draw() -> Any:
+        with sweeps.damage_told(id):
+            found = sweep_frontier(folder)
+        return figure_function("frontier")(found.rungs, found.ends, unit=found.unit, floor=found.floor)
+
+    return JSON(all.analysis.figure(("frontier", id, _stamp(folder, "cell.json")), draw))
+
+
+def _stamp(folder: Path, name: str) -> tuple[Any, ...]:
+    """Changes when a file of that name in any cell does, or the sweep itself."""
+    files = [(path, path.stat()) for path in sorted(folder.glob(f"cells/*/{name}"))]
+    cells = tuple((path.parent.name, stat.st_mtime_ns, stat.st_size) for path, stat in files)
+    return (folder / "sweep.json").stat().st_mtime_ns, cells
 
 
 @router.get("/{id}/table.csv")
