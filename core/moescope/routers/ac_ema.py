@@ -77,6 +77,16 @@ class AcEma(AdaptiveRouter):
         self.evidence.copy_(evidence_C)
         self.batches += summed(clusters.valid_T.sum()) > 0
 
+    @torch.no_grad()
+    def copy_cluster(self, parent: int, child: int) -> None:
+        for state_C in (self.dispersion, self.evidence):
+            state_C[child] = state_C[parent]
+
+    @torch.no_grad()
+    def forget_cluster(self, slot: int) -> None:
+        for state_C in (self.dispersion, self.evidence):
+            state_C[slot] = 0
+
     def reset(self, generator: torch.Generator | None = None) -> None:
         super().reset(generator)
         if "dispersion" in self._buffers:

@@ -42,4 +42,4 @@ class AcReleaseLm(AdaptiveRouter):
     def logits(self, h_Td: Tensor, context: RouterContext) -> Tensor:
         with torch.autocast(h_Td.device.type, enabled=False):
             unit_Ed = F.normalize(self.weight.float(), dim=-1)
-            return only_alive(F.linear(h_Td.float(), unit_Ed), context.alive_E)
+            return only_alive(self._shifted(F.linear(h_Td.float(), unit_Ed), context), context.alive_E)

@@ -107,6 +107,7 @@ class RouterContext:
     label_T:    int64, the label that the router asked for (`label` of its Config) as an index into its `values`, -1
                 where a token has none.
     respond:    forced outputs of every expert on some token vectors, [N, d] -> [N, E, d]; zero at dead slots.
+    shift_E:    float32, added to the logits by routers that take it (`Router.shifts`); None: nothing is added.
     """
 
     batch: int
@@ -122,6 +123,7 @@ class RouterContext:
     num_steps: int | None = None
     label_T: Tensor | None = None
     respond: Callable[[Tensor], Tensor] | None = None
+    shift_E: Tensor | None = None
 
     @staticmethod
     def simple(
@@ -176,6 +178,9 @@ class Router(nn.Module, ABC):
     per_expert:  names of the parameters and buffers whose rows are expert slots: what growth copies, what relabelling
                  experts permutes.
     eval_draws:  forward passes that an evaluation averages over: more than one where evaluation is random.
+    grows:       whether an expert slot may be duplicated and removed while the model trains.
+    shifts:      whether logits take `RouterContext.shift_E`, so that a copy and its original can share what the
+                 original had: log 2 less on both halves a softmax probability.
 
     `causal`, `causal_from`, `learns`, `breaks`, `needs` and `eval_draws` on the class hold for the default Config; an
     instance whose options change them sets its own, so read them from the instance. Weights and buffers stay float32
@@ -198,6 +203,8 @@ class Router(nn.Module, ABC):
     needs: frozenset[Need] = frozenset()
     mixes: ClassVar[bool] = False
     per_expert: tuple[str, ...] = ()
+    grows: bool = False
+    shifts: bool = False
 
     def __init__(self, config: BaseConfig, d_model: int, num_experts: int, place: Place | None = None) -> None:
         super().__init__()
@@ -220,6 +227,40 @@ class Router(nn.Module, ABC):
 
     def fit(self, count_V: Tensor) -> None:
         """Told once, before the first step of a run, how often each token id occurs in the training data."""
+
+    @torch.no_grad()
+    def copy_slot(self, parent: int, child: int) -> None:
+        """Growth: the slot `child` becomes a copy of `parent` in all that this router keeps per expert."""
+        for rows in self._slot_rows():
+            rows[child] = rows[parent]
+
+    @torch.no_grad()
+    def forget_slot(self, slot: int) -> None:
+        """Removal: what this router keeps of an expert is as if it had never been; its rows become 0."""
+        for rows in self._slot_rows():
+            rows[slot] = 0
+
+    def copy_cluster(self, parent: int, child: int) -> None:
+        """`copy_slot` of the previous MoE layer, for routers that keep statistics of its experts."""
+
+    def forget_cluster(self, slot: int) -> None:
+        """`forget_slot` of the previous MoE layer."""
+
+    def towards(self, direction_d: Tensor) -> Tensor:
+        """A direction of token vectors in the space of the rows, float32 [r]."""
+        return direction_d
+
+    def _shifted(self, logits_TE: Tensor, context: RouterContext) -> Tensor:
+        """Logits with the context's shift, where there is one and this router takes it."""
+        return logits_TE if context.shift_E is None or not self.shifts else logits_TE + context.shift_E.float()
+
+    def _slot_rows(self) -> list[Tensor]:
+        """The parameters and buffers of `per_expert`."""
+        found = []
+        for name in self.per_expert:
+            owner, _, last = name.rpartition(".")
+            found.append(getattr(self.get_submodule(owner), last))
+        return found
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         def keep_dtype(tensor: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ class BaseLayer(LinearRouter):
     config: BaseLayerConfig
     causal = "no"
     learns = True
+    grows = False
+    shifts = False
     k = 1
     breaks = frozenset[Law]({"gates_sum_to_one", "single_expert_is_expert"})
     k_meaning = "one expert per token, fixed"

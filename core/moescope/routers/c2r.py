@@ -129,6 +129,21 @@ class C2R(LinearRouter):
         return listed_EE | own_EE | ~alive_E | ~alive_E[:, None]
 
     @torch.no_grad()
+    def copy_slot(self, parent: int, child: int) -> None:
+        """The copy works with whom its original works with, and is on the lists that it is on."""
+        super().copy_slot(parent, child)
+        for table_EE in (self.count_EE, self.partner_EE):
+            table_EE[child] = table_EE[parent]
+            table_EE[:, child] = table_EE[:, parent]
+
+    @torch.no_grad()
+    def forget_slot(self, slot: int) -> None:
+        super().forget_slot(slot)
+        for table_EE, start in ((self.count_EE, 0), (self.partner_EE, True)):
+            table_EE[slot] = start
+            table_EE[:, slot] = start
+
+    @torch.no_grad()
     def reset(self, generator: torch.Generator | None = None) -> None:
         super().reset(generator)
         if "frozen" in self._buffers:

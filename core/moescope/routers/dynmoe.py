@@ -39,6 +39,7 @@ class DynMoE(LinearRouter):
     threshold: nn.Parameter
     causal = "yes"
     learns = True
+    shifts = False
     per_expert = ("weight", "threshold")
     k_meaning = "varies by token: experts whose threshold its cosine passes, from none (in training) to all"
     rule = "active where sigmoid(cos) > sigmoid(threshold); equal gates; at evaluation at least the best one"
@@ -64,6 +65,11 @@ class DynMoE(LinearRouter):
         """cos(h, w_e), float32 [T, E]; -inf and no gradient at dead slots."""
         with torch.autocast(h_Td.device.type, enabled=False):
             return only_alive(cosine(h_Td.float(), self.weight.float()), context.alive_E)
+
+    @torch.no_grad()
+    def forget_slot(self, slot: int) -> None:
+        super().forget_slot(slot)
+        self.threshold[slot] = self.config.threshold
 
     def forward(self, h_Td: Tensor, context: RouterContext) -> Routing:
         logits_TE = self.logits(h_Td, context)

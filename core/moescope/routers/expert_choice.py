@@ -33,6 +33,8 @@ class ExpertChoice(LinearRouter):
     config: ExpertChoiceConfig
     causal = "no"
     learns = True
+    grows = False
+    shifts = False
     breaks = frozenset[Law]({"gates_sum_to_one", "batch_independence"})
     k_meaning = "varies by token from 0 to E; c on average"
     rule = "softmax over experts, each expert's top C tokens, no renormalisation"

@@ -20,6 +20,8 @@ class LinearRouter(Router):
     weight: Tensor
     init_std = 0.02
     per_expert: tuple[str, ...] = ("weight",)
+    grows: bool = True
+    shifts: bool = True
 
     def __init__(self, config: BaseConfig, d_model: int, num_experts: int, place: Place | None = None) -> None:
         super().__init__(config, d_model, num_experts, place)
@@ -41,4 +43,5 @@ class LinearRouter(Router):
     def logits(self, h_Td: Tensor, context: RouterContext) -> Tensor:
         """float32 [T, E], also under autocast; -inf and no gradient at dead slots."""
         with torch.autocast(h_Td.device.type, enabled=False):
-            return only_alive(F.linear(h_Td.float(), self.weight.float()), context.alive_E)
+            logits_TE = F.linear(h_Td.float(), self.weight.float())
+            return only_alive(self._shifted(logits_TE, context), context.alive_E)

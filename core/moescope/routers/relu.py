@@ -54,6 +54,7 @@ class Relu(LinearRouter):
     coefficient: Tensor
     causal = "yes"
     learns = True
+    shifts = False
     breaks = frozenset[Law]({"gates_sum_to_one", "single_expert_is_expert"})
     k_meaning = "varies by token from 0 to E; k on average is what the penalty steers towards"
     rule = "g = ReLU(z), every expert with g > 0; an adaptive L1 penalty steers the sparsity"

@@ -57,6 +57,7 @@ class SigmoidBias(LinearRouter):
     bias: Tensor
     causal = "yes"
     learns = True
+    shifts = False
     per_expert = ("weight", "bias")
     k_meaning = "experts per token, fixed"
     rule = "sigmoid, top-k of score + bias within the best groups, gates are the scores renormalised and scaled"

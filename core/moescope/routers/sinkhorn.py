@@ -47,6 +47,8 @@ class Sinkhorn(LinearRouter):
     config: SinkhornConfig
     causal = "no"
     learns = True
+    grows = False
+    shifts = False
     breaks = frozenset[Law]({"gates_sum_to_one", "single_expert_is_expert"})
     k_meaning = "experts per token, fixed"
     rule = "training: top-k of the Sinkhorn-balanced plan; evaluation: top-k; gates softmax, at k = 1 sigmoid"

@@ -54,6 +54,7 @@ class Stable(LinearRouter):
     stage: Tensor
     causal = "yes"
     learns = True
+    shifts = False
     breaks = frozenset[Law]({"gates_sum_to_one", "single_expert_is_expert"})
     k = 1
     needs = frozenset({"tokens"})

@@ -79,6 +79,7 @@ class XMoE(Router):
     temperature: Tensor
     causal = "yes"
     learns = True
+    grows = True
     per_expert = ("weight",)
     k_meaning = "experts per token, fixed"
     rule = "cosine in a low-dimensional projection, over a temperature; top-k; softmax over the chosen"
@@ -111,6 +112,7 @@ class XMoE(Router):
         elif config.gates == "all" and config.k < num_experts:
             broken = {"gates_sum_to_one"}
         self.breaks = frozenset(broken)
+        self.shifts = config.gates in ("chosen", "all")  # a softmax of probabilities, or a sigmoid, halves otherwise
         self.reset()
 
     @property
@@ -126,6 +128,10 @@ class XMoE(Router):
         start = self.config.temperature
         self.temperature.fill_(start if self.config.temperature_form == "divisor" else -math.log(start))
 
+    @torch.no_grad()
+    def towards(self, direction_d: Tensor) -> Tensor:
+        return F.linear(direction_d.float(), self.projection.float())
+
     def logits(self, h_Td: Tensor, context: RouterContext) -> Tensor:
         """Cosine over temperature, float32 [T, E]; -inf and no gradient at dead slots."""
         config = self.config
@@ -138,7 +144,7 @@ class XMoE(Router):
                 scale = config.expert_norm / self.temperature.clamp_min(_COLDEST)
             else:
                 scale = config.expert_norm * self.temperature.clamp_max(math.log(_LARGEST_SCALE)).exp()
-            return only_alive(close_TE * scale, context.alive_E)
+            return only_alive(self._shifted(close_TE * scale, context), context.alive_E)
 
     def forward(self, h_Td: Tensor, context: RouterContext) -> Routing:
         k, kind = self.config.k, self.config.gates

@@ -13,9 +13,12 @@ import torch
 
 from moescope.config import Config, doc, parse, schema
 from moescope.data.corruption import CorruptionConfig
+from moescope.errors import InputError
+from moescope.expansion import ExpansionConfig
 from moescope.model.config import ModelConfig
 from moescope.model.transformer import build_moe
 from moescope.objectives import OBJECTIVES
+from moescope.routers import Router
 from moescope.train.preset import override, parse_override, read_preset
 
 _EVAL_NAME = re.compile(r"[A-Za-z0-9_-]{1,48}")
@@ -103,6 +106,9 @@ class RunConfig(Config):
             "rescales by the power of ten that brings the first batch's value to the size of the balance loss"
         ),
     )
+    expansion: ExpansionConfig | None = field(
+        default=None, metadata=doc("growth of the set of experts; none: it changes by hand only")
+    )
     evals: dict[str, CorruptionConfig] = field(
         default_factory=dict, metadata=doc("further evaluations by name: the held-out data, corrupted")
     )
@@ -136,6 +142,8 @@ class RunConfig(Config):
         for name in self.objectives:
             mixed = router.mixes and bool(OBJECTIVES[name].needs)
             self.require(not mixed, "objectives", f"{name} reads experts' outputs per token; soft routing has none.")
+        if self.expansion is not None:
+            self._check_expansion(self.expansion, router)
         if self.model.input == "tokens":
             first = router.causal_from if self.model.head == "next_token" else 0
             why = f"positions count from {first} on with this router, so it must be at least {first + 1}."
@@ -144,6 +152,20 @@ class RunConfig(Config):
             self.optim.require(fits, "seq", f"it must be at most model.max_seq = {self.model.max_seq}.")
         else:
             self.optim.require(self.optim.loss_from == 0, "loss_from", "only a next-token loss has positions.")
+
+    def _check_expansion(self, expansion: ExpansionConfig, router: Router) -> None:
+        if not router.grows:
+            raise InputError(
+                f"expansion: router {self.model.router!r} does not choose experts for each token on its own by a row "
+                "per expert, so there is nothing that a copy could take over."
+            )
+        free = self.model.num_slots > self.model.num_experts
+        needs = free or expansion.detector == "never"
+        self.model.require(needs, "max_experts", "growth needs more slots than num_experts.")
+        there = self.model.moe_indices
+        wrong = [] if expansion.layers == "all" else sorted(set(expansion.layers) - set(there))
+        blocks = ", ".join(map(str, there))
+        expansion.require(not wrong, "layers", f"blocks with experts are {blocks}.")
 
     def objective(self, name: str) -> tuple[float, bool, Config]:
         """Coefficient, whether it is calibrated, and options of one objective. Raises `InputError` for bad ones."""
@@ -186,7 +208,7 @@ def parse_run_config(values: Mapping[str, Any]) -> RunConfig:
 def run_schema() -> dict[str, Any]:
     """JSON schema of RunConfig, with the help text of every field of every table."""
     described = schema(RunConfig)
-    for cls in (ModelConfig, DataConfig, OptimConfig, ProbeConfig):
+    for cls in (ModelConfig, DataConfig, OptimConfig, ProbeConfig, ExpansionConfig):
         properties = described["$defs"][cls.__name__]["properties"]
         for item in dataclasses.fields(cls):
             properties[item.name].setdefault("description", item.metadata.get("description", ""))
