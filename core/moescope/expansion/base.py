@@ -32,10 +32,12 @@ class TokenGradients:
 
     x_nd: what the expert was handed.
     u_ng: gradient of the step's loss with respect to the pre-activations W x, gate included.
+    h_nd: what was routed, where that is not what the expert was handed; else None.
     """
 
     x_nd: Tensor
     u_ng: Tensor
+    h_nd: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +145,10 @@ class Detector(Stateful, ABC):
         self.num_slots = num_slots
         self.seed = seed
         """Of this layer; what is drawn at a step is a function of (seed, step) alone."""
+
+    def wants_gradients(self, step: int) -> bool:
+        """Asked before the forward pass: whether `look` will read `View.gradients` of this step."""
+        return self.captures
 
     @abstractmethod
     def look(self, view: View) -> Finding:
