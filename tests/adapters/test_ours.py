@@ -65,7 +65,8 @@ def test_every_router_passes_its_self_check(router: str, dead: bool, tokens: Tok
     layer = trace.layers[1]
     assert layer.meta.num_experts == (5 if dead else 6) and layer.meta.router == router
     assert layer.meta.causal == (model.moe[1].router.causal == "yes")
-    assert layer.expert_TK.max() < layer.meta.num_experts and len(layer.mean_probs_E) == layer.meta.num_experts
+    assert layer.meta.alive == ((0, 1, 3, 4, 5) if dead else None)
+    assert len(layer.mean_probs_E) == 6 and not (dead and (layer.expert_TK == 2).any())
     for module in model.modules():
         assert not module._forward_pre_hooks
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,15 @@ import torch
 from moescope.adapters.ours import TransformerModel, card_of
 from moescope.data.base import Labels, LabelSource, TokenSet
 from moescope.errors import InputError
+from moescope.metrics import alive_experts
 from moescope.model import Batch, ModelConfig, Transformer, collate
 from moescope.objectives.base import LayerRecord
 from moescope.routers import ROUTERS
 from moescope.routers.base import Routing
+from moescope.trace.io import read_trace, write_trace
 from moescope.trace.recorder import RoutingRecorder, batches, record_trace
 from moescope.trace.schema import LayerMeta
+from synthetic import make_trace
 
 LENGTHS = (1, 16, 40, 7, 7, 7, 30, 2, 90)
 
@@ -242,18 +246,41 @@ def test_margin_is_nan_where_everything_was_chosen_or_nothing_else_could_be() ->
     assert np.isnan(recorder.layers([meta()])[5].margin_T[0])  # 3 and 1 were chosen, 0 and 2 could not be
 
 
-def test_dead_slots_are_no_experts_and_the_others_close_ranks() -> None:
-    alive = (True, True, False, True)
-    dead = torch.tensor([False, False, True, False])
+@pytest.mark.parametrize("alive", [(True, True, False, True), (True, True, False, False)])
+def test_dead_slots_are_no_experts_and_the_others_keep_their_ids(alive: tuple[bool, ...], tmp_path: Path) -> None:
+    dead = ~torch.tensor(alive)
     base = routing()
     probs = base.logits_TE.masked_fill(dead, -torch.inf).softmax(-1)
-    route = replace(base, logits_TE=base.logits_TE.masked_fill(dead, -torch.inf), probs_TE=probs, scores_TE=probs)
+    expert, wanted = base.expert_TK, base.wanted_TK & ~dead[base.expert_TK]
+    route = replace(
+        base, logits_TE=base.logits_TE.masked_fill(dead, -torch.inf), probs_TE=probs, scores_TE=probs,
+        wanted_TK=wanted, sent_TK=base.sent_TK & wanted, gate_TK=base.gate_TK * (base.sent_TK & wanted),
+    )  # fmt: skip
     recorder = RoutingRecorder(3)
     recorder.add(np.arange(3), [record(route, alive)])
-    layer = recorder.layers([meta(3)])[5]
-    assert layer.expert_TK.tolist() == [[2, 1], [0, 1], [-1, -1]]  # slot 3 is expert 2
-    assert layer.logits_TE is not None and np.isfinite(layer.logits_TE).all() and layer.logits_TE.shape == (3, 3)
+    layer = recorder.layers([meta(sum(alive))])[5]
+    assert layer.meta.alive == ((0, 1, 3) if alive[3] else None)
+    assert layer.meta.width == (4 if alive[3] else 2) == layer.mean_probs_E.size
+    assert set(layer.expert_TK[layer.wanted_TK].tolist()) == set(expert[wanted].tolist())
+    assert alive_experts(layer).tolist() == np.flatnonzero(alive).tolist()
+    assert layer.logits_TE is not None and layer.logits_TE.shape == (3, layer.meta.width)
+    assert np.isneginf(layer.logits_TE[:, 2:3]).all() and np.isfinite(layer.logits_TE[:, [0, 1]]).all()
     assert layer.mean_probs_E.sum() == pytest.approx(1.0)
+    trace = make_trace(tokens=3, layers=1, docs=1, sample=3)
+    whole = replace(trace, layers={5: layer}, meta=replace(trace.meta, layers=(layer.meta,)), sample=None)
+    write_trace(whole, tmp_path / "gaps.safetensors")
+    read = read_trace(tmp_path / "gaps.safetensors").layers[5]
+    assert read.meta == layer.meta and (read.expert_TK == layer.expert_TK).all()
+
+
+@pytest.mark.parametrize("alive", [(0, 1), (0, 2, 1), (-1, 0, 3), (0, 0, 3)])
+def test_a_file_that_names_its_alive_experts_wrongly_is_refused(alive: tuple[int, ...], tmp_path: Path) -> None:
+    trace = make_trace(tokens=8, layers=1, experts=4, docs=1, sample=0)
+    layer = replace(trace.layers[0], meta=replace(trace.layers[0].meta, num_experts=3, alive=alive))
+    whole = replace(trace, layers={0: layer}, meta=replace(trace.meta, layers=(layer.meta,)))
+    write_trace(whole, tmp_path / "wrong.safetensors")
+    with pytest.raises(InputError, match="layer 0 does not name its 3 alive experts"):
+        read_trace(tmp_path / "wrong.safetensors")
 
 
 def test_padding_rows_are_left_out() -> None:

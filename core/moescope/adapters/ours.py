@@ -124,7 +124,8 @@ def layers_of(model: Transformer) -> tuple[LayerMeta, ...]:
     """The MoE layers of our model. Dead slots are not experts; k is what is left of it where fewer are alive."""
     made = []
     for layer, moe in model.moe.items():
-        alive = int(moe.alive_E.sum())
+        ids = moe.alive_E.nonzero().flatten().tolist()
+        alive = len(ids)
         made.append(
             LayerMeta(
                 layer=layer,
@@ -133,6 +134,7 @@ def layers_of(model: Transformer) -> tuple[LayerMeta, ...]:
                 num_experts=alive,
                 k=None if moe.router.k is None else min(moe.router.k, alive),
                 causal=moe.router.causal == "yes",
+                alive=None if ids == list(range(alive)) else tuple(ids),
             )
         )
     return tuple(made)

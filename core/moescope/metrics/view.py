@@ -21,8 +21,10 @@ FEW_UNITS: Final = 10
 def alive_experts(layer: LayerTrace) -> np.ndarray:
     """int64 [E], ids of the experts that exist, ascending. Dead slots are no part of E.
 
-    A trace says how many are alive, not which: dead slots have logits of -inf, no probability and no tokens.
+    Without their ids, the number of them tells: dead slots have logits of -inf, no probability and no tokens.
     """
+    if layer.meta.alive is not None:
+        return np.array(layer.meta.alive, np.int64)
     slots = max(layer.mean_probs_E.shape[0], int(layer.expert_TK.max(initial=-1)) + 1)
     alive = layer.meta.num_experts
     if alive >= slots:

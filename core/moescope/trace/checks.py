@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -64,7 +65,14 @@ def parse_meta(name: str, header: Header) -> FileMeta:
             raise InputError(f"{name}: layer {layer.layer} states {layer.num_experts} experts.")
         if layer.k is not None and not 1 <= layer.k <= layer.num_experts:
             raise InputError(f"{name}: layer {layer.layer} states k = {layer.k} of {layer.num_experts} experts.")
+        if layer.alive is not None and not _are_ids(layer.alive, layer.num_experts):
+            raise InputError(f"{name}: layer {layer.layer} does not name its {layer.num_experts} alive experts.")
     return meta
+
+
+def _are_ids(alive: tuple[int, ...], num_experts: int) -> bool:
+    rising = all(low < high for low, high in pairwise(alive))
+    return len(alive) == num_experts and rising and alive[0] >= 0 and alive[-1] < 32_767
 
 
 def _other_version(name: str, version: int) -> str:
@@ -73,7 +81,7 @@ def _other_version(name: str, version: int) -> str:
 
 def check_header(name: str, header: Header, meta: FileMeta) -> None:
     """Every tensor is in the table with its dtype and shape, and none is missing. Raises `InputError`."""
-    sizes: dict[str, int] = {f"{layer.layer}.E": layer.num_experts for layer in meta.layers}
+    sizes: dict[str, int] = {f"{layer.layer}.E": layer.width for layer in meta.layers}
     due = _due(meta)
     for tensor, entry in header.tensors.items():
         spec = due.get(tensor)
@@ -162,7 +170,9 @@ def check_layer(name: str, layer: LayerTrace) -> None:
             raise InputError(f"{name}: layer {meta.layer} {why}.")
 
     expert = layer.expert_TK
-    require((expert >= -1).all() and (expert < meta.num_experts).all(), f"names experts beyond its {meta.num_experts}")
+    require((expert >= -1).all() and (expert < meta.width).all(), f"names experts beyond its {meta.num_experts}")
+    if meta.alive is not None:
+        require(np.isin(expert, (-1, *meta.alive)).all(), "sends tokens to experts that are dead")
     require(not (layer.sent_TK & ~layer.wanted_TK).any(), "sends tokens to experts that they did not choose")
     require(np.isfinite(layer.gate_TK).all(), "has gates that are not finite")
     require(not ((layer.gate_TK != 0) & ~layer.sent_TK).any(), "weighs assignments that were not sent")

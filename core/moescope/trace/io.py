@@ -66,7 +66,7 @@ def write_trace(trace: Trace, path: str | Path) -> None:
 
 def _layer_tensors(layer: int, trace: LayerTrace) -> dict[str, np.ndarray]:
     experts = trace.expert_TK
-    if trace.meta.num_experts <= _EMPTY_U8:
+    if trace.meta.width <= _EMPTY_U8:
         stored = np.where(experts < 0, _EMPTY_U8, experts).astype(np.uint8)
     else:
         stored = experts.astype(np.int16)

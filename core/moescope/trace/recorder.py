@@ -1,12 +1,13 @@
 """Recording: tokens through a model, every routing decision into a Trace, batch by batch.
 
-Shapes: T tokens of the trace, N of one batch, E experts (dead slots left out), K slots, n sampled tokens, d width.
+Shapes: T tokens of the trace, N of one batch, E experts (ids are the model's slots, up to the last alive one), K slots,
+n sampled tokens, d width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -138,7 +139,7 @@ def batches(chunks: Sequence[tuple[int, int]], batch_tokens: int) -> Iterator[li
 
 @dataclass
 class _Store:
-    """One layer's arrays while they fill. `alive` are the slot numbers of experts 0, 1, ..."""
+    """One layer's arrays while they fill. `alive` are the slots that hold an expert."""
 
     alive: np.ndarray
     expert_TK: np.ndarray
@@ -156,8 +157,8 @@ class _Store:
 class RoutingRecorder:
     """Gathers what MoE layers did to T tokens, from any number of batches in any order.
 
-    Slots that hold nothing are -1; as many slots are kept as any token used. Experts are the alive slots in ascending
-    order: where all are alive, or the alive ones come first, an expert's number is its slot's.
+    Slots that hold nothing are -1; as many slots are kept as any token used. An expert's id is the number of its slot
+    among the model's, so that it keeps its id when others die.
     """
 
     num_tokens: int
@@ -184,7 +185,7 @@ class RoutingRecorder:
             if not store.filled_T.all():
                 raise InputError(f"block {layer} was not captured for {int((~store.filled_T).sum()):,} tokens.")
             made[layer] = LayerTrace(
-                meta=known[layer],
+                meta=replace(known[layer], alive=gaps(store.alive)),
                 expert_TK=store.expert_TK,
                 gate_TK=store.gate_TK,
                 sent_TK=store.sent_TK,
@@ -200,7 +201,7 @@ class RoutingRecorder:
 
     def _new_store(self, record: LayerRecord) -> _Store:
         alive = np.flatnonzero(record.alive_E.cpu().numpy())
-        total, width = self.num_tokens, record.input_Td.shape[-1]
+        total, width, slots = self.num_tokens, record.input_Td.shape[-1], int(alive[-1]) + 1
         return _Store(
             alive=alive,
             expert_TK=np.full((total, 1), -1, np.int32),
@@ -208,31 +209,28 @@ class RoutingRecorder:
             sent_TK=np.zeros((total, 1), bool),
             entropy_T=np.zeros(total, np.float32),
             margin_T=np.full(total, np.nan, np.float32),
-            probs_E=np.zeros(len(alive), np.float64),
-            logits_TE=np.zeros((total, len(alive)), np.float32) if self.logits else None,
+            probs_E=np.zeros(slots, np.float64),
+            logits_TE=np.full((total, slots), -np.inf, np.float32) if self.logits else None,
             hidden_nd=None if self.sample is None else np.zeros((len(self.sample), width), np.float32),
             filled_T=np.zeros(total, bool),
         )
 
     def _fill(self, store: _Store, rows: np.ndarray, record: LayerRecord, valid_N: Tensor | None) -> None:
         routing = record.routing if valid_N is None else _only(record.routing, valid_N)
-        alive = torch.from_numpy(store.alive).to(routing.logits_TE.device)
-        whole = len(store.alive) == routing.num_experts
+        slots = store.probs_E.shape[0]
         expert, gate, sent = _compact(routing)
         if expert.shape[1] > store.expert_TK.shape[1]:
             _widen(store, expert.shape[1])
         used = expert.shape[1]
-        renumber = np.full(routing.num_experts + 1, -1, np.int32)
-        renumber[store.alive] = np.arange(len(store.alive))
-        store.expert_TK[rows, :used] = renumber[expert.cpu().numpy()]
+        store.expert_TK[rows, :used] = expert.cpu().numpy()
         store.gate_TK[rows, :used] = gate.cpu().numpy()
         store.sent_TK[rows, :used] = sent.cpu().numpy()
-        probs_NE = routing.probs_TE if whole else routing.probs_TE[:, alive]
+        probs_NE = routing.probs_TE[:, :slots]
         store.entropy_T[rows] = torch.special.entr(probs_NE).sum(dim=-1).cpu().numpy()
         store.margin_T[rows] = _margin(routing).cpu().numpy()
         store.probs_E += probs_NE.sum(dim=0, dtype=torch.float64).cpu().numpy()
         if store.logits_TE is not None:
-            store.logits_TE[rows] = (routing.logits_TE if whole else routing.logits_TE[:, alive]).cpu().numpy()
+            store.logits_TE[np.ix_(rows, store.alive)] = routing.logits_TE.cpu().numpy()[:, store.alive]
         store.filled_T[rows] = True
         if store.hidden_nd is not None and self.sample is not None:
             at = np.minimum(np.searchsorted(self.sample, rows), len(self.sample) - 1)
@@ -240,6 +238,11 @@ class RoutingRecorder:
             input_Nd = record.input_Td if valid_N is None else record.input_Td[valid_N]
             picked = input_Nd[torch.from_numpy(kept).to(input_Nd.device)]
             store.hidden_nd[at[kept]] = picked.float().cpu().numpy()
+
+
+def gaps(alive: np.ndarray) -> tuple[int, ...] | None:
+    """What `LayerMeta.alive` says of these ids, ascending: None where there are no gaps."""
+    return None if alive.size == alive[-1] + 1 else tuple(alive.tolist())
 
 
 def _only(routing: Routing, valid_N: Tensor) -> Routing:

@@ -1,6 +1,8 @@
 """The trace: who went where. One self-contained safetensors file; this module says what stands in it.
 
-Shapes: T tokens, D documents, L MoE layers, E experts and K slots of one layer, d model width, n sampled tokens.
+Shapes: T tokens, D documents, L MoE layers, E experts and K slots of one layer, d model width, n sampled tokens. Where
+experts died, ids have gaps: E then counts up to the last alive one, and dead ones have logits of -inf, no probability
+and no tokens.
 """
 
 from __future__ import annotations
@@ -75,6 +77,7 @@ class LayerMeta:
 
     layer: index of the block in the model. path: module path of the router. router: registry id, or the family's rule.
     num_experts: alive experts. k: experts per token where fixed, None where it varies. causal: as the router declares.
+    alive: their ids, ascending, where they have gaps; None: 0 to num_experts - 1.
     """
 
     layer: int
@@ -83,6 +86,12 @@ class LayerMeta:
     num_experts: int
     k: int | None
     causal: bool = True
+    alive: tuple[int, ...] | None = None
+
+    @property
+    def width(self) -> int:
+        """E of the tensors: one more than the largest id."""
+        return self.num_experts if self.alive is None else self.alive[-1] + 1
 
 
 @dataclass(frozen=True, kw_only=True)
