@@ -22,7 +22,7 @@ class Batch:
 
     inputs:   int64 [B, S] token ids, or float32 [B, S, d_in] rows.
     valid:    bool [B, S], False for padding; the valid positions of a sequence come first.
-    target:   int64 [B, S] next token (-100: none), or [B] class, or None.
+    target:   int64 [B, S] next token (-100: none), or [B] class, or float32 [B, m] values, or None.
     position: int64 [B, S], None for 0, 1, 2, ... in every sequence.
     label:    int64 [B, S], the label that the router reads (`ModelConfig.label`), -1 for none; None: it reads none.
     """
@@ -46,7 +46,7 @@ class Batch:
 
     def scored_from(self, first: int) -> Batch:
         """The same batch without next-token targets before position `first`."""
-        if first == 0 or self.target is None or self.target.ndim == 1:
+        if first == 0 or self.target is None or self.target.ndim == 1 or self.target.is_floating_point():
             return self
         target = self.target.clone()
         target[:, :first] = IGNORED
@@ -55,7 +55,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """logits: [B, S, V] for next tokens, [B, C] for classes. records: one per MoE layer, in order.
+    """logits: [B, S, V] for next tokens, [B, C] for classes, [B, m] for values. records: one per MoE layer, in order.
 
     causal_from: positions before it see later ones, so `loss` leaves their next tokens out.
     """
@@ -67,17 +67,25 @@ class ModelOutput:
 
 def num_targets(batch: Batch) -> int:
     """Tokens, or items, of this batch that have a target."""
-    return 0 if batch.target is None else int((batch.target != IGNORED).sum())
+    if batch.target is None:
+        return 0
+    if batch.target.is_floating_point():
+        return len(batch.target)
+    return int((batch.target != IGNORED).sum())
 
 
 def loss(output: ModelOutput, batch: Batch) -> Tensor:
     """Mean cross-entropy in nats per token, or per item for classes; float32. 0 where nothing has a target.
 
-    In a data-parallel run, the mean over the batches of all ranks.
+    For values, the mean over items of the mean squared error of their values. In a data-parallel run, the mean over the
+    batches of all ranks.
     """
     target = batch.scored_from(output.causal_from).target
     if target is None:
         raise InputError("This batch has no targets, so there is no loss.")
+    if target.is_floating_point():
+        error = (output.logits.float() - target).square()
+        return summed(error.sum()) / summed(torch.tensor(error.numel(), device=error.device)).clamp_min(1)
     logits, target = output.logits.float().flatten(0, -2), target.flatten()
     total = F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum")
     return summed(total) / summed((target != IGNORED).sum()).clamp_min(1)

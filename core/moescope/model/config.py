@@ -22,15 +22,25 @@ class ModelConfig(Config):
     """A pre-norm transformer with MoE in any subset of its blocks. Raises `InputError` for what cannot be built."""
 
     input: Literal["tokens", "patches", "vectors"] = field(default="tokens", metadata=doc("what the model reads"))
-    head: Literal["next_token", "class"] = field(default="next_token", metadata=doc("what the model predicts"))
+    head: Literal["next_token", "class", "values"] = field(
+        default="next_token", metadata=doc("what the model predicts: the next token, a class, or numbers")
+    )
     vocab_size: int = field(default=0, metadata=doc("token ids, for tokens"))
     d_input: int = field(default=0, metadata=doc("width of an input row, for patches and vectors"))
     num_classes: int = field(default=0, metadata=doc("classes, for the class head"))
+    num_values: int = field(default=0, metadata=doc("numbers per item, for the values head"))
     max_seq: int = field(default=256, metadata=doc("longest sequence"))
     d_model: int = field(default=128, metadata=doc("width of the residual stream"))
     num_layers: int = field(default=4, metadata=doc("blocks"))
     num_heads: int = field(default=4, metadata=doc("attention heads; 0 leaves attention out"))
     causal: bool = field(default=True, metadata=doc("attention sees earlier positions only"))
+    position: Literal["rotary", "sinusoidal"] = field(
+        default="rotary",
+        metadata=doc("where positions enter: rotary, in attention; sinusoidal, added to the embedding"),
+    )
+    norm: Literal["rms", "none"] = field(
+        default="rms", metadata=doc("before each part of a block and at the end: RMSNorm or nothing")
+    )
     rope_base: float = field(default=10000.0, metadata=doc("base of the rotary wavelengths"))
     d_dense: int = field(default=512, metadata=doc("SwiGLU width of dense blocks"))
     moe_layers: Literal["all", "alternate"] | tuple[int, ...] = field(
@@ -40,7 +50,13 @@ class ModelConfig(Config):
     max_experts: int | None = field(
         default=None, metadata=doc("slots per MoE block, for growth; none means num_experts")
     )
-    d_expert: int = field(default=128, metadata=doc("SwiGLU width of an expert"))
+    expert: Literal["swiglu", "silu", "linear"] = field(
+        default="swiglu",
+        metadata=doc(
+            "an expert: swiglu, silu (one linear map d_model to d_model, then SiLU) or linear (the map alone)"
+        ),
+    )
+    d_expert: int = field(default=128, metadata=doc("SwiGLU width of an expert, and of a shared one"))
     num_shared_experts: int = field(default=0, metadata=doc("experts that every token uses, beside the routed ones"))
     router: str = field(default="topk_softmax", metadata=doc("router, by its name in the registry"))
     router_config: dict[str, Any] = field(default_factory=dict, metadata=doc("options of the router"))
@@ -94,8 +110,10 @@ class ModelConfig(Config):
         else:
             self.require(1 <= self.d_input <= _LARGEST, "d_input", f"a model of {self.input} needs its row's width.")
         if self.head == "next_token":
-            self.require(self.input == "tokens", "head", f"{self.input} have no next token; use `class`.")
+            self.require(self.input == "tokens", "head", f"{self.input} have no next token; use `class` or `values`.")
             self.require(self.causal, "causal", "a next-token head needs causal attention.")
+        elif self.head == "values":
+            self.require(1 <= self.num_values <= _LARGEST, "num_values", "the values head needs at least 1 number.")
         else:
             self.require(2 <= self.num_classes <= _LARGEST, "num_classes", "the class head needs at least 2 classes.")
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moescope.model.experts import ExpertBank
+from moescope.model.experts import Bank
 from moescope.model.ways import swiglu
 from moescope.objectives.base import LayerRecord, Seen
 from moescope.routers.base import Router, RouterContext, Routing, Slots
@@ -36,6 +36,13 @@ def rotary_angles(position_BS: Tensor, d_head: int, base: float) -> tuple[Tensor
     exponent = torch.arange(0, d_head, 2, dtype=torch.float32, device=position_BS.device) / d_head
     angle = position_BS[:, None, :, None].float() * base**-exponent
     return angle.cos(), angle.sin()
+
+
+def sinusoids(position_BS: Tensor, d_model: int) -> Tensor:
+    """float32 [B, S, d]: sin (even columns 2i) and cos (2i + 1) of position / 10000^(2i/d) (1706.03762, 3.5)."""
+    column = torch.arange(0, d_model, 2, dtype=torch.float32, device=position_BS.device)
+    angle = position_BS[..., None].float() * 10000.0 ** (-column / d_model)
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)[..., :d_model]
 
 
 def rotate(x_BHSD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -78,14 +85,21 @@ class SwiGLU(nn.Module):
 
 
 class MoELayer(nn.Module):
-    """Router, expert bank with an alive mask over its slots, and optional shared experts (as one SwiGLU, summed)."""
+    """Router, expert bank with an alive mask over its slots, and optional shared experts (as one SwiGLU, summed).
+
+    Where slots may grow there is `shift_E`, float32, which routers that take it add to their logits.
+    """
 
     alive_E: Tensor
+    shift_E: Tensor | None
 
-    def __init__(self, router: Router, bank: ExpertBank, shared: SwiGLU | None, num_alive: int) -> None:
+    def __init__(
+        self, router: Router, bank: Bank, shared: SwiGLU | None, num_alive: int, shifts: bool = False
+    ) -> None:
         super().__init__()
         self.router, self.bank, self.shared = router, bank, shared
         self.register_buffer("alive_E", torch.arange(router.num_experts) < num_alive)
+        self.register_buffer("shift_E", torch.zeros(router.num_experts) if shifts else None)
 
         self.keeps: frozenset[Seen] = frozenset()
         """What to keep for objectives; set by `Transformer.keeping`."""
@@ -94,6 +108,8 @@ class MoELayer(nn.Module):
         self, x_Td: Tensor, context: RouterContext, previous: LayerRecord | None = None
     ) -> tuple[Tensor, LayerRecord]:
         """y_Td (zero rows where nothing was sent and nothing is shared), and what the layer saw and decided."""
+        if self.shift_E is not None:
+            context = replace(context, shift_E=self.shift_E)
         if "responses" in self.router.needs:
             context = replace(context, respond=partial(self._respond, context.alive_E))
         routing: Routing = self.router(x_Td, context)

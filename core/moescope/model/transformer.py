@@ -16,8 +16,9 @@ from moescope.config import parse
 from moescope.errors import InputError
 from moescope.model.batch import Batch, ModelOutput
 from moescope.model.config import ModelConfig
-from moescope.model.experts import ExpertBank
-from moescope.model.layers import Attention, MoELayer, RMSNorm, SwiGLU, rotary_angles
+from moescope.model.experts import Bank, ExpertBank
+from moescope.model.layers import Attention, MoELayer, RMSNorm, SwiGLU, rotary_angles, sinusoids
+from moescope.model.linear import LinearBank
 from moescope.objectives.base import LayerRecord, Seen
 from moescope.routers import ROUTERS
 from moescope.routers.base import Place, RouterContext
@@ -28,9 +29,18 @@ def build_moe(config: ModelConfig, first: bool = True) -> MoELayer:
     kind = ROUTERS[config.router]
     place = Place(first=first, vocab_size=config.vocab_size if config.input == "tokens" else None)
     router = kind(parse(kind.Config, config.router_config), config.d_model, config.num_slots, place)
-    bank = ExpertBank(config.num_slots, config.d_model, config.d_expert)
+    bank: Bank
+    if config.expert == "swiglu":
+        bank = ExpertBank(config.num_slots, config.d_model, config.d_expert)
+    else:
+        bank = LinearBank(config.num_slots, config.d_model, config.expert)
     width = config.num_shared_experts * config.d_expert
-    return MoELayer(router, bank, SwiGLU(config.d_model, width) if width else None, config.num_experts)
+    shared = SwiGLU(config.d_model, width) if width else None
+    return MoELayer(router, bank, shared, config.num_experts, shifts=config.max_experts is not None)
+
+
+def build_norm(config: ModelConfig) -> nn.Module:
+    return RMSNorm(config.d_model) if config.norm == "rms" else nn.Identity()
 
 
 class Block(nn.Module):
@@ -40,8 +50,8 @@ class Block(nn.Module):
         super().__init__()
         d_model = config.d_model
         self.attention = Attention(d_model, config.num_heads, config.causal) if config.num_heads else None
-        self.attention_norm = RMSNorm(d_model) if config.num_heads else None
-        self.norm = RMSNorm(d_model)
+        self.attention_norm = build_norm(config) if config.num_heads else None
+        self.norm = build_norm(config)
         sparse = layer in config.moe_indices
         self.moe = build_moe(config, first=layer == config.moe_indices[0]) if sparse else None
         self.mlp = None if sparse else SwiGLU(d_model, config.d_dense)
@@ -82,8 +92,10 @@ class Transformer(nn.Module):
             else:
                 self.embed = nn.Linear(config.d_input, config.d_model)
             self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
-            self.norm = RMSNorm(config.d_model)
-            width = config.vocab_size if config.head == "next_token" else config.num_classes
+            self.norm = build_norm(config)
+            width = {"next_token": config.vocab_size, "class": config.num_classes, "values": config.num_values}[
+                config.head
+            ]
             tied = config.head == "next_token" and config.tie_embeddings
             self.head = None if tied else nn.Linear(config.d_model, width, bias=False)
         if seed is not None:
@@ -91,7 +103,10 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:
-        """Draw all weights: N(0, 1/fan_in), over sqrt(2 layers) into the residual; embedding and head N(0, 0.02²)."""
+        """Draw all weights: N(0, 1/fan_in), over sqrt(2 layers) into the residual; embedding and head N(0, 0.02²).
+
+        An embedding that sinusoidal positions are added to is N(0, 1/d): multiplied by sqrt(d) it is of their size.
+        """
         depth = math.sqrt(2 * self.config.num_layers)
         for name, weight in self.named_parameters():
             if ".router." in name:
@@ -100,8 +115,8 @@ class Transformer(nn.Module):
                 weight.fill_(1.0 if name.endswith("norm.weight") else 0.0)
                 continue
             ends = name in ("embed.weight", "head.weight") and not (name == "embed.weight" and self.config.d_input)
-            std = 0.02 if ends else weight.shape[-1] ** -0.5
-            residual = name.endswith(("attention.out.weight", ".down", ".down.weight"))
+            std = 0.02 if ends and not (name == "embed.weight" and self._adds_positions) else weight.shape[-1] ** -0.5
+            residual = name.endswith(("attention.out.weight", ".down", ".down.weight", ".bank.weight"))
             weight.normal_(0.0, std / depth if residual else std, generator=generator)
         for layer in self.moe.values():
             layer.router.reset(generator)
@@ -154,8 +169,7 @@ class Transformer(nn.Module):
             label_T=None if batch.label is None else batch.label.flatten(),
         )
         cos, sin = self._angles(batch)
-        rows = batch.inputs if self.config.input == "tokens" else batch.inputs.to(self.embed.weight.dtype)
-        x_BSd: Tensor = self.embed(rows)
+        x_BSd = self._embedded(batch)
         records: list[LayerRecord] = []
         for index, block in self._blocks():
             previous = records[-1] if records else None
@@ -165,19 +179,41 @@ class Transformer(nn.Module):
         first = self.causal_from if self.config.head == "next_token" else 0
         return ModelOutput(self._logits(self.norm(x_BSd), batch.valid), tuple(records), first)
 
+    @property
+    def _adds_positions(self) -> bool:
+        return self.config.position == "sinusoidal"
+
+    def _embedded(self, batch: Batch) -> Tensor:
+        """Token vectors [B, S, d]; with sinusoidal positions as in 1706.03762, sections 3.4 and 3.5."""
+        tokens = self.config.input == "tokens"
+        x_BSd: Tensor = self.embed(batch.inputs if tokens else batch.inputs.to(self.embed.weight.dtype))
+        if not self._adds_positions:
+            return x_BSd
+        if tokens:
+            x_BSd = x_BSd * math.sqrt(self.config.d_model)
+        return x_BSd + sinusoids(_positions(batch), self.config.d_model).to(x_BSd.dtype)
+
     def _angles(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        position = batch.position
-        if position is None:
-            position = torch.arange(batch.valid.shape[1], device=batch.valid.device)[None]
+        """What attention turns its heads by: nothing where positions were added to the embedding."""
+        position = _positions(batch)
+        if self._adds_positions:
+            position = torch.zeros_like(position)
         return rotary_angles(position, self.config.d_model // max(self.config.num_heads, 1), self.config.rope_base)
 
     def _logits(self, x_BSd: Tensor, valid_BS: Tensor) -> Tensor:
-        if self.config.head == "class":
+        if self.config.head != "next_token":
             valid_BS1 = valid_BS[..., None]
             pooled_Bd = x_BSd.where(valid_BS1, 0.0).sum(dim=1) / valid_BS1.sum(dim=1).clamp_min(1)
             x_BSd = pooled_Bd.to(x_BSd.dtype)
         weight = self.embed.weight if self.head is None else self.head.weight
         return F.linear(x_BSd, weight)
+
+
+def _positions(batch: Batch) -> Tensor:
+    """int64 [B, S], or [1, S] where all sequences count from 0."""
+    if batch.position is not None:
+        return batch.position
+    return torch.arange(batch.valid.shape[1], device=batch.valid.device)[None]
 
 
 def num_params(model: nn.Module) -> int:
