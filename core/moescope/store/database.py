@@ -217,6 +217,7 @@ def _decode(kind: type[R], row: sqlite3.Row) -> R:
     for name in kind.JSON:
         if values[name] is not None:
             values[name] = json.loads(values[name])
-    if "cancel" in values:
-        values["cancel"] = bool(values["cancel"])
+    for name in ("cancel", "orphan"):
+        if name in values:
+            values[name] = bool(values[name])
     return kind(**values)

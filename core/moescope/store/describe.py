@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,20 @@ def _files(path: Path) -> Iterator[Path]:
         yield from sorted(file for file in path.iterdir() if file.is_file())
     elif path.is_file():
         yield path
+
+
+def modified(file: Path) -> str:
+    """When the file was last written, as `moescope.store.ids.now` says it."""
+    return datetime.fromtimestamp(file.stat().st_mtime, UTC).isoformat(timespec="microseconds")
+
+
+def read_card(file: Path) -> dict[str, Any]:
+    """A JSON object; nothing where there is none, or it is damaged."""
+    try:
+        card = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return card if isinstance(card, dict) else {}
 
 
 def describe_trace(path: Path) -> dict[str, Any]:

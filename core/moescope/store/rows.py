@@ -8,7 +8,9 @@ from typing import Any, ClassVar, Literal
 
 CheckpointOrigin = Literal["sample", "upload", "path", "run"]
 TraceOrigin = Literal["sample", "upload", "path", "run", "recorded"]
-RunStatus = Literal["queued", "running", "finished", "stopped", "failed"]
+RunOrigin = Literal["run", "sample"]
+RunStatus = Literal["queued", "running", "paused", "finished", "stopped", "failed"]
+OrderKind = Literal["pause", "go_on", "checkpoint", "split", "retire"]
 JobKind = Literal["trace", "train", "project", "sweep"]
 JobStatus = Literal["queued", "running", "done", "failed", "cancelled"]
 
@@ -58,10 +60,14 @@ class TraceRow:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRow:
-    """A training run; `status` and `step` follow its events."""
+    """A training run; `status`, `step` and `orphan` (found dead, without a word of its own) follow its events.
+
+    fork: `{run, checkpoint, step}` that it went on from. path, stamp: a sample's folder, and what changes when its
+    files do; its events are not in the database.
+    """
 
     TABLE: ClassVar[str] = "runs"
-    JSON: ClassVar[frozenset[str]] = frozenset({"config"})
+    JSON: ClassVar[frozenset[str]] = frozenset({"config", "fork"})
 
     id: str
     name: str
@@ -73,6 +79,32 @@ class RunRow:
     error: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     job: str | None = None
+    fork: Mapping[str, Any] | None = None
+    orphan: bool = False
+    origin: RunOrigin = "run"
+    path: str | None = None
+    stamp: str = ""
+
+    @property
+    def active(self) -> bool:
+        """Whether a process trains it, or will."""
+        return self.status in ("queued", "running", "paused")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderRow:
+    """What somebody asked of a run in training; `answer` is the id of the `order` event that says what came of it."""
+
+    TABLE: ClassVar[str] = "orders"
+    JSON: ClassVar[frozenset[str]] = frozenset()
+
+    id: str
+    run: str
+    kind: OrderKind
+    created: str
+    layer: int | None = None
+    expert: int | None = None
+    answer: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,4 +133,4 @@ class JobRow:
         return self.status in ("queued", "running")
 
 
-Row = CheckpointRow | TraceRow | RunRow | JobRow
+Row = CheckpointRow | TraceRow | RunRow | OrderRow | JobRow

@@ -1,24 +1,20 @@
-"""The bundled checkpoints: where they are, and which rows they make. They are never copied."""
+"""The bundled checkpoints and runs: where they are, and which rows they make. They are never copied."""
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import moescope
 from moescope.errors import InputError
-from moescope.store.describe import describe_trace, stamp
+from moescope.store.database import Database
+from moescope.store.describe import describe_trace, modified, read_card, stamp
 from moescope.store.ids import slug
-from moescope.store.rows import CheckpointRow, TraceRow
+from moescope.store.rows import CheckpointRow, RunRow, TraceRow
+from moescope.store.sample_runs import Known, SampleRow, scan_runs
 
 log = logging.getLogger(__name__)
-
-Known = Mapping[tuple[type, str], CheckpointRow | TraceRow]
-"""Rows by kind and id: a sample and its trace have the same id."""
 
 
 def find_samples() -> Path | None:
@@ -28,6 +24,25 @@ def find_samples() -> Path | None:
         if folder.is_dir():
             return folder
     return None
+
+
+def sync(database: Database, folder: Path | None) -> None:
+    """Make the rows of samples say what is in the folder now."""
+    known: dict[tuple[type[SampleRow], str], SampleRow] = {}
+    for kind in (RunRow, CheckpointRow, TraceRow):
+        rows: list[SampleRow] = database.all(kind, origin="sample")
+        known |= {(type(row), row.id): row for row in rows}
+    there = folder is not None and folder.is_dir()
+    wanted = [*scan(folder, known), *scan_runs(folder / "runs", known)] if folder is not None and there else []
+    changed = [row for row in wanted if known.get((type(row), row.id)) != row]
+    gone = known.keys() - {(type(row), row.id) for row in wanted}
+    if not changed and not gone:
+        return
+    with database.transaction():
+        for lost, id in gone:
+            database.delete(lost, id)
+        for row in changed:
+            database.put(row)
 
 
 def scan(folder: Path, known: Known) -> Iterator[CheckpointRow | TraceRow]:
@@ -47,14 +62,14 @@ def _checkpoint(place: Path, known: Known) -> CheckpointRow:
     old = known.get((CheckpointRow, id))
     if isinstance(old, CheckpointRow) and old.stamp == mark and old.path == str(place):
         return old
-    card = _read_card(place / "card.json")
+    card = read_card(place / "card.json")
     return CheckpointRow(
         id=id,
         name=str(card.get("title") or place.name),
         description=str(card.get("description") or ""),
         origin="sample",
         path=str(place),
-        created=_modified(place / "config.json"),
+        created=modified(place / "config.json"),
         stamp=mark,
     )
 
@@ -77,19 +92,7 @@ def _trace(name: str, file: Path, checkpoint: CheckpointRow, known: Known) -> Tr
         name=title,
         origin="sample",
         path=str(file),
-        created=_modified(file),
+        created=modified(file),
         checkpoint=checkpoint.id,
         **describe_trace(file),
     )
-
-
-def _read_card(file: Path) -> dict[str, Any]:
-    try:
-        card = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return card if isinstance(card, dict) else {}
-
-
-def _modified(file: Path) -> str:
-    return datetime.fromtimestamp(file.stat().st_mtime, UTC).isoformat(timespec="microseconds")

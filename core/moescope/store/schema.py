@@ -31,4 +31,16 @@ CREATE INDEX checkpoints_of_run ON checkpoints (run);
 CREATE INDEX jobs_by_status ON jobs (status);
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (_FIRST,)
+_GROWTH = """
+ALTER TABLE runs ADD COLUMN fork TEXT;
+ALTER TABLE runs ADD COLUMN orphan INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE runs ADD COLUMN origin TEXT NOT NULL DEFAULT 'run';
+ALTER TABLE runs ADD COLUMN path TEXT;
+ALTER TABLE runs ADD COLUMN stamp TEXT NOT NULL DEFAULT '';
+CREATE TABLE orders (
+  id TEXT PRIMARY KEY, run TEXT NOT NULL REFERENCES runs(id) ON DELETE CASCADE, kind TEXT NOT NULL,
+  layer INTEGER, expert INTEGER, created TEXT NOT NULL, answer INTEGER);
+CREATE INDEX orders_of_run ON orders (run, answer);
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (_FIRST, _GROWTH)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import threading
 from collections.abc import Collection, Iterable, Mapping
@@ -13,9 +12,12 @@ from moescope.errors import InputError
 from moescope.events import Event
 from moescope.store.database import Database
 from moescope.store.describe import describe_checkpoint, describe_trace, size_bytes, stamp
+from moescope.store.home import expanded
 from moescope.store.ids import is_id, new_id, now
+from moescope.store.orders import Orders
 from moescope.store.rows import CheckpointOrigin, CheckpointRow, JobKind, JobRow, Row, RunRow, TraceOrigin, TraceRow
-from moescope.store.samples import find_samples, scan
+from moescope.store.sample_runs import read_events
+from moescope.store.samples import find_samples, sync
 
 R = TypeVar("R", bound=Row)
 
@@ -24,6 +26,8 @@ _NAMES: Mapping[type, str] = {CheckpointRow: "checkpoint", TraceRow: "trace", Ru
 _STATUS_AFTER = {
     "run_started": "running",
     "run_resumed": "running",
+    "run_paused": "paused",
+    "run_unpaused": "running",
     "run_finished": "finished",
     "run_stopped": "stopped",
     "run_failed": "failed",
@@ -35,19 +39,6 @@ class NotFoundError(InputError):
     """There is no row with this id."""
 
 
-def default_home(environment: Mapping[str, str] = os.environ) -> Path:
-    """`MOESCOPE_HOME`, else `~/.moescope`. Raises `InputError` where there is no such user."""
-    named = environment.get("MOESCOPE_HOME")
-    return _expanded(Path(named or "~/.moescope"))
-
-
-def _expanded(path: Path) -> Path:
-    try:
-        return path.expanduser().absolute()
-    except RuntimeError:
-        raise InputError(f"{path} is in the home folder of nobody who is known here.") from None
-
-
 class Store:
     """Checkpoints, traces, runs, jobs and events under one home folder. Several processes may have it open.
 
@@ -56,7 +47,7 @@ class Store:
     """
 
     def __init__(self, home: Path, *, samples: Path | None = None) -> None:
-        self.home = _expanded(home)
+        self.home = expanded(home)
         self.samples = find_samples() if samples is None else samples
         self._sync = threading.Lock()
         try:
@@ -67,6 +58,7 @@ class Store:
             raise InputError(f"{self.home} cannot be used as the home folder: {error.strerror}.") from None
         self.database_path = self.home / "moescope.sqlite"
         self.database = Database(self.database_path)
+        self.orders = Orders(self.database)
 
     def close(self) -> None:
         self.database.close()
@@ -78,16 +70,16 @@ class Store:
     def clear_remains(self) -> None:
         """Remove half-done work that nobody is at any more. Only the server that owns the home may call this."""
         for left in self.staging.iterdir():
-            if left.is_dir() and not left.is_symlink():
-                shutil.rmtree(left)
-            else:
-                left.unlink()
+            _erase(left)
         if not self.jobs(status="running"):
             for left in (*(self.home / "traces").glob(".*.partial"), *(self.home / "cache").glob("*/.*.partial")):
                 left.unlink()
 
     def _one(self, kind: type[R], id: str) -> R:
         row = self.database.get(kind, id) if is_id(id) else None
+        if row is None and is_id(id) and id.startswith("sample-"):
+            self.sync_samples()  # nobody may have asked for a list yet
+            row = self.database.get(kind, id)
         if row is None:
             raise NotFoundError(f"There is no {_NAMES[kind]} {id!r}.")
         return row
@@ -203,22 +195,12 @@ class Store:
     def sync_samples(self) -> None:
         """Make the rows of samples say what is in the sample folder now."""
         with self._sync:
-            samples = self.database.all(CheckpointRow, origin="sample"), self.database.all(TraceRow, origin="sample")
-            known = {(type(row), row.id): row for rows in samples for row in rows}
-            wanted = list(scan(self.samples, known)) if self.samples and self.samples.is_dir() else []
-            changed = [row for row in wanted if known.get((type(row), row.id)) != row]
-            gone = known.keys() - {(type(row), row.id) for row in wanted}
-            if not changed and not gone:
-                return
-            with self.database.transaction():
-                for row in changed:
-                    self.database.put(row)
-                for kind, id in gone:
-                    self.database.delete(kind, id)
+            sync(self.database, self.samples)
 
     # Runs
 
     def runs(self) -> list[RunRow]:
+        self.sync_samples()
         return self.database.all(RunRow)
 
     def run(self, id: str) -> RunRow:
@@ -229,17 +211,35 @@ class Store:
             raise NotFoundError(f"There is no run {id!r}.")
         return self.home / "runs" / id
 
-    def add_run(self, name: str, preset: str, config: Mapping[str, Any], *, steps: int = 0) -> RunRow:
+    def add_run(
+        self,
+        name: str,
+        preset: str,
+        config: Mapping[str, Any],
+        *,
+        steps: int = 0,
+        id: str | None = None,
+        fork: Mapping[str, Any] | None = None,
+    ) -> RunRow:
         row = RunRow(
-            id=new_id(name), name=name, preset=preset, status="queued", created=now(), steps=steps, config=dict(config)
+            id=id or new_id(name),
+            name=name,
+            preset=preset,
+            status="queued",
+            created=now(),
+            steps=steps,
+            config=dict(config),
+            fork=fork,
         )
         self.database.put(row)
         return row
 
     def delete_run(self, id: str) -> None:
-        """Delete a run with its checkpoints, snapshots and events. Refused while it is queued or running."""
+        """Delete a run with its checkpoints, snapshots and events. Refused while a process trains it, or will."""
         row = self.run(id)
-        if row.status in ("queued", "running"):
+        if row.origin == "sample":
+            raise InputError(f"{row.name!r} cannot be deleted: it comes with moescope.")
+        if row.active:
             raise InputError(f"{row.name!r} is {row.status}; stop it before deleting it.")
         with self.database.transaction():
             self.database.delete(RunRow, id)
@@ -278,17 +278,24 @@ class Store:
     def _follow(self, event: Event) -> None:
         changes: dict[str, Any] = {}
         if event.kind in _STATUS_AFTER:
-            changes = {"status": _STATUS_AFTER[event.kind], "error": event.payload.get("error")}
+            dead = bool(event.payload.get("orphan"))
+            changes = {"status": _STATUS_AFTER[event.kind], "error": event.payload.get("error"), "orphan": dead}
         if event.kind in ("train", *_STATUS_AFTER) and event.kind != "run_failed":
             changes["step"] = event.step
         if changes and event.run:
             self.database.update(RunRow, event.run, **changes)
+        if event.kind == "order":
+            self.orders.answer(event)
 
     def events_after(
         self, id: int, run: str | None = None, kinds: Collection[str] | None = None, limit: int | None = None
     ) -> list[Event]:
-        """Events with a larger id, in order."""
-        return self.database.events_after(id, run=run, kinds=kinds, limit=limit)
+        """Events with a larger id, in order. A sample run's are numbered by themselves: they are in no one's log."""
+        row = self.database.get(RunRow, run) if run is not None else None
+        if row is None or row.path is None:
+            return self.database.events_after(id, run=run, kinds=kinds, limit=limit)
+        mine = (event for event in read_events(Path(row.path), row.id) if event.id > id)
+        return [event for event in mine if kinds is None or event.kind in kinds][:limit]
 
     def last_event_id(self) -> int:
         return self.database.last_event_id()
@@ -303,7 +310,11 @@ class Store:
             return
         doomed = self.staging / new_id("deleted")
         path.replace(doomed)
-        if doomed.is_dir():
-            shutil.rmtree(doomed)
-        else:
-            doomed.unlink()
+        _erase(doomed)
+
+
+def _erase(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
