@@ -70,7 +70,7 @@ EVENT_KINDS: Final[Mapping[str, str]] = MappingProxyType(
         "run_resumed": "The run went on from a checkpoint: `from_step`.",
         "run_finished": "The last step was done: `loss`, `eval_loss`, `seconds`.",
         "run_stopped": "The user stopped the run; it can be resumed from its last checkpoint: `path`.",
-        "run_failed": "The run died: `error`, one sentence; `orphan`: true where it was found dead, without a word of its own.",
+        "run_failed": "The run died: `error`, one sentence; `orphan`: it was found dead, without a word of its own.",
         "job": (
             "A job changed: its public row (`id`, `kind`, `status`, `stage`, `progress`, `seconds_left`, `error`, "
             "`result`)."
