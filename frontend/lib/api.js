@@ -131,8 +131,16 @@ export const api = {
   runs: () => get("/api/runs"),
   /** @param {string} run @returns {Promise<T.RunRow>} */
   run: (run) => get(`/api/runs/${id(run)}`),
-  /** @param {{ preset: string, set?: Record<string, string>, name?: string }} wanted @returns {Promise<{ run: string, job: string }>} */
+  /** @param {{ preset: string, set?: Record<string, unknown>, name?: string, fork?: string }} wanted @returns {Promise<{ run: string, job: string }>} */
   startRun: (wanted) => post("/api/runs", { set: {}, ...wanted }),
+  /** What starting would do; nothing is started. @param {{ preset: string, set?: Record<string, unknown>, fork?: string }} wanted @returns {Promise<T.Checked>} */
+  checkRun: (wanted) => post("/api/runs/check", { set: {}, ...wanted }),
+  /** @returns {Promise<T.RunSchema>} */
+  runSchema: () => keep("/api/schema/run"),
+  /** @param {string} run @param {{ kind: string, layer?: number, expert?: number }} wanted @returns {Promise<{ order: string }>} */
+  order: (run, wanted) => post(`/api/runs/${id(run)}/orders`, wanted),
+  /** @param {string} run @param {number | null} [layer] @returns {Promise<T.GrowthState>} */
+  growth: (run, layer) => get(`/api/runs/${id(run)}/growth${query({ layer })}`),
   /** @param {string} run */
   stopRun: (run) => post(`/api/runs/${id(run)}/stop`),
   /** @param {string} run */

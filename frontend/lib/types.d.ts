@@ -9,7 +9,7 @@ export interface Info { version: string; home: string; device: string | null; sa
 export interface Checkpoint {
   id: string; name: string; origin: "sample" | "upload" | "path" | "run"; family: string; params: number | null;
   d_model: number | null; num_layers: number | null; layers: LayerInfo[]; kind: Kind; size_bytes: number | null;
-  created: string; description: string; traces: string[]; problems: string[];
+  created: string; description: string; traces: string[]; problems: string[]; run: string | null; step: number | null;
 }
 export type Kind = "text" | "patches" | "vectors";
 

@@ -3,6 +3,7 @@
 import { MoeCompare } from "./compare.js";
 import { MoeInspect } from "./inspect.js";
 import { MoeLibrary } from "./library.js";
+import { MoeNew } from "./new.js";
 import { MoeRun } from "./run.js";
 import { MoeSweep } from "./sweep.js";
 
@@ -13,6 +14,7 @@ export const VIEWS = {
   library: { title: "Library", element: MoeLibrary },
   inspect: { title: "Inspect", element: MoeInspect },
   run: { title: "Run", element: MoeRun },
+  new: { title: "New run", element: MoeNew, under: "run" },
   compare: { title: "Compare", element: MoeCompare },
   sweep: { title: "Sweep", element: MoeSweep, under: "compare" },
 };

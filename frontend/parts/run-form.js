@@ -1,0 +1,141 @@
+/** `<moe-run-form>`: every setting of a run, made from the configuration's schema; says what differs from where it began. */
+
+/** @import { RunSchema, Setting } from "../lib/types.d.ts" */
+
+import { debounce, fill, h } from "../lib/dom.js";
+import { differences, GROUPS, named, settings, valueAt, withValue } from "../lib/schema.js";
+import { SettingRow } from "./setting-field.js";
+
+/** Fires `change` when a value was changed by hand. */
+export class MoeRunForm extends HTMLElement {
+  /** @type {Map<string, SettingRow>} */
+  rows = new Map();
+  /** @type {Setting[]} */
+  all = [];
+  /** @type {RunSchema | null} */
+  schema = null;
+  /** What it began with, and what is wanted. @type {any} */
+  base = {};
+  /** @type {any} */
+  wanted = {};
+  search = h("input", { type: "search", placeholder: "Search a setting ( / )", "aria-label": "Search a setting", oninput: debounce(80, () => this.filter()) });
+  nav = h("nav", { class: "form-nav", "aria-label": "Groups of settings" });
+  groups = h("div", { class: "form-groups" });
+  none = h("p", { class: "muted empty-line", hidden: true }, "No setting has such a name or help.");
+
+  /** @param {RunSchema} schema @param {any} base @param {Record<string, unknown>} set changes on top of it, by key */
+  open(schema, base, set) {
+    this.schema = schema;
+    this.base = base;
+    this.wanted = Object.entries(set).reduce((config, [key, value]) => withValue(config, key, value), base);
+    if (!this.all.length) this.build(schema);
+    this.put();
+  }
+
+  /** @param {RunSchema} schema */
+  build(schema) {
+    this.all = settings(schema);
+    fill(this.nav, this.search);
+    for (const [group, words, about] of GROUPS) {
+      const rows = this.all.filter((one) => one.group === group).map((one) => {
+        const row = new SettingRow(one, schema, (value) => this.changed(one, value));
+        this.rows.set(one.key, row);
+        return row;
+      });
+      if (!rows.length) continue;
+      const table = rows[0].setting.within;
+      const id = `group-${group}`;
+      const body = h("div", { class: "setting-rows" }, rows.map((row) => row.element));
+      const choice = table ? h("label", { class: "table-switch" }, h("input", { type: "checkbox", "data-table": table, onchange: (/** @type {Event} */ event) => this.toggle(table, /** @type {HTMLInputElement} */ (event.target).checked) }), group === "expansion" ? " Let experts grow" : ` Use ${table}`) : null;
+      this.groups.append(h("section", { class: "panel form-group", id, "data-group": group }, h("header", null, h("h2", { tabIndex: -1 }, words), h("span", { class: "muted" }, about)), choice, body));
+      this.nav.append(h("button", { type: "button", "data-group": group, onclick: () => {
+        const section = this.groups.querySelector(`#${id}`);
+        section?.scrollIntoView({ block: "start" });
+        /** @type {HTMLElement | null | undefined} */ (section?.querySelector("h2"))?.focus({ preventScroll: true });
+      } }, h("span", null, words), h("span", { class: "count" })));
+    }
+    this.groups.append(this.none);
+    fill(this, this.nav, this.groups);
+  }
+
+  /** A table that need not be there comes with its defaults, or goes. @param {string} table @param {boolean} there */
+  toggle(table, there) {
+    const begun = valueAt(this.base, table);
+    const defaults = Object.fromEntries(this.all.filter((one) => one.within === table).flatMap((one) => {
+      const name = one.key.slice(table.length + 1);
+      return [...(one.default === undefined ? [] : [[name, one.default]]), ...(one.options ? [[one.options.slice(table.length + 1), {}]] : [])];
+    }));
+    this.wanted = withValue(this.wanted, table, there ? begun ?? defaults : null);
+    this.put();
+    this.dispatchEvent(new Event("change"));
+  }
+
+  /** @param {Setting} setting @param {any} value undefined: as it was */
+  changed(setting, value) {
+    const undone = value === undefined;
+    if (setting.options) {
+      const given = undone ? this.value(setting, this.base) : value;
+      this.wanted = withValue(withValue(this.wanted, setting.key, given.name), setting.options, given.options);
+    } else this.wanted = withValue(this.wanted, setting.key, undone ? valueAt(this.base, setting.key) ?? null : value);
+    this.put();
+    this.dispatchEvent(new Event("change"));
+  }
+
+  /** @param {Setting} setting @param {any} config */
+  value(setting, config) {
+    return setting.options ? { name: valueAt(config, setting.key), options: valueAt(config, setting.options) ?? {} } : valueAt(config, setting.key);
+  }
+
+  put() {
+    for (const { element, setting } of this.rows.values()) {
+      const row = /** @type {SettingRow} */ (this.rows.get(setting.key));
+      row.put(this.value(setting, this.wanted), this.value(setting, this.base));
+      element.hidden = false;
+    }
+    for (const box of /** @type {NodeListOf<HTMLInputElement>} */ (this.groups.querySelectorAll("[data-table]"))) {
+      box.checked = Boolean(valueAt(this.wanted, box.dataset.table ?? ""));
+      const body = box.closest("section")?.querySelector(".setting-rows");
+      if (body instanceof HTMLElement) body.hidden = !box.checked;
+    }
+    const differ = Object.keys(this.differences());
+    for (const button of this.nav.querySelectorAll("button")) {
+      const count = differ.filter((key) => this.groupOf(key) === button.dataset.group).length;
+      const place = button.querySelector(".count");
+      if (place) place.textContent = count ? String(count) : "";
+    }
+    this.filter();
+  }
+
+  /** @param {string} key */
+  groupOf(key) { return this.all.find((one) => one.key === key || one.options === key || one.within === key)?.group ?? "run"; }
+
+  differences() { return differences(this.all, this.base, this.wanted); }
+
+  /** Put the server's sentence beside the setting it names; tells whether there is one. @param {string | null} sentence */
+  object(sentence) {
+    const key = sentence && this.schema ? named(sentence, this.schema, this.all) : null;
+    const at = key && (this.all.find((one) => one.key === key || one.options === key)?.key ?? null);
+    for (const [name, row] of this.rows) row.object(name === at && sentence ? sentence : "");
+    for (const button of this.nav.querySelectorAll("button")) button.classList.toggle("wrong", at !== null && at !== "" && this.groupOf(at) === button.dataset.group);
+    return Boolean(at);
+  }
+
+  /** Show only the settings that the search is about. */
+  filter() {
+    const words = this.search.value.trim().toLowerCase();
+    let found = 0;
+    for (const section of /** @type {NodeListOf<HTMLElement>} */ (this.groups.querySelectorAll(".form-group"))) {
+      let here = 0;
+      for (const element of /** @type {NodeListOf<HTMLElement>} */ (section.querySelectorAll(".setting"))) {
+        const match = !words || this.rows.get(element.dataset.key ?? "")?.matches(words) === true;
+        element.hidden = !match;
+        here += match ? 1 : 0;
+      }
+      section.hidden = words !== "" && here === 0;
+      found += here;
+    }
+    this.none.hidden = found > 0;
+  }
+}
+
+customElements.define("moe-run-form", MoeRunForm);
