@@ -1,16 +1,22 @@
-"""Fill a home with made-up traces and a run, to work on the page: `python tests/server/dev_home.py --home X`."""
+"""Fill a home with made-up traces and runs, to work on the page: `python tests/server/dev_home.py --home X`.
+
+`--live SECONDS` adds one more growing run to a home that may be served meanwhile, spread over so many seconds.
+"""
 
 from __future__ import annotations
 
 import argparse
 import math
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from growth_case import STEPS, growth_events, growth_snapshots
 from moescope.events import Event
 from moescope.store import Store
 from moescope.store.rows import RunRow
@@ -19,11 +25,12 @@ from synthetic import make_trace
 
 
 def fill(store: Store, *, tokens: int = 6000, steps: int = 300) -> str:
-    """Two traces (8 and 64 experts) and a finished run with snapshots; returns the run's id."""
+    """Two traces (8 and 64 experts), a growing run and a finished run with snapshots; returns the last one's id."""
     for name, experts, k in (("Synthetic, 8 experts", 8, 2), ("Synthetic, 64 experts", 64, 8)):
         id, path = store.new_trace_path(name)
         write_trace(make_trace(tokens=tokens, layers=4, experts=experts, k=k), path)
         store.add_trace(path, name, "recorded", id=id)
+    growing_run(store)
     return fake_run(store, steps)
 
 
@@ -44,6 +51,27 @@ def fake_run(store: Store, steps: int) -> str:
             store.append(Event(run=run.id, step=step, kind="snapshot", payload=payload))
     store.append(Event(run=run.id, step=steps, kind="run_finished", payload={"loss": 2.1, "seconds": 60.0}))
     store.database.update(RunRow, run.id, steps=steps)
+    return run.id
+
+
+def growing_run(store: Store, seconds: float = 0.0) -> str:
+    """The run of `growth_case`, its events spread over `seconds`; returns its id."""
+    run = store.add_run("A growing run", "made-up", {"steps": STEPS, "synthetic": True}, steps=STEPS)
+    folder = store.run_folder(run.id) / "snapshots"
+    folder.mkdir(parents=True)
+    snapshots = dict(growth_snapshots())
+    log = growth_events(run=run.id)
+    for index, event in enumerate(log):
+        store.append(replace(event, id=0))
+        ends = index + 1 == len(log) or log[index + 1].step > event.step
+        if ends and event.step in snapshots:
+            name = f"step-{event.step:06d}.safetensors"
+            write_trace(snapshots[event.step], folder / name)
+            row = store.add_trace(folder / name, f"{run.name}, step {event.step}", "run", run=run.id, step=event.step)
+            payload = {"path": f"snapshots/{name}", "tokens": row.tokens}
+            store.append(Event(run=run.id, step=event.step, kind="snapshot", payload=payload))
+        if ends:
+            time.sleep(seconds / STEPS)
     return run.id
 
 
@@ -81,4 +109,9 @@ def _step(run: str, step: int, steps: int, preference: np.ndarray, rng: np.rando
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--home", type=Path, required=True)
-    fill(Store(parser.parse_args().home))
+    parser.add_argument("--live", type=float, help="only add a growing run, over so many seconds")
+    given = parser.parse_args()
+    if given.live is None:
+        fill(Store(given.home))
+    else:
+        growing_run(Store(given.home), given.live)
