@@ -55,8 +55,8 @@ class View:
     unreached:  valid tokens that were sent nowhere.
     loss:       the step's training loss, objectives left out.
     unreached_mean: mean of the layer's inputs over the unreached tokens, float32 [d]; None where all were reached.
-    gradients:  token gradients of one expert, computed when asked for; there for detectors that declare
-                `captures`.
+    gradients:  (expert, most, seed) -> token gradients of one expert, of at most so many tokens, computed when asked
+                for; there on the steps on which the detector `wants_gradients`.
     """
 
     layer: int
@@ -72,7 +72,7 @@ class View:
     unreached: int
     loss: float
     unreached_mean: Callable[[], Tensor | None] = lambda: None
-    gradients: Callable[[int], TokenGradients] | None = None
+    gradients: Callable[[int, int, int], TokenGradients] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

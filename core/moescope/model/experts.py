@@ -65,6 +65,10 @@ class Bank(nn.Module, ABC):
     def per_slot(self, x_Td: Tensor, expert_TK: Tensor, sent_TK: Tensor) -> tuple[Tensor, Tensor]:
         """Unweighted outputs [T, K, d] and intermediate activations [T, K, f] of each slot; zero where not sent."""
 
+    @abstractmethod
+    def finish(self, pre_ng: Tensor, expert: int) -> tuple[Tensor, Tensor]:
+        """Unweighted outputs [n, d] and intermediate activations [n, f] of one expert, from what its first map gave."""
+
     def every(self, x_Td: Tensor) -> Tensor:
         """Forced outputs of every expert, [T, E, d]."""
         num_experts = self.get_parameter(self.first).shape[0]
@@ -113,3 +117,8 @@ class ExpertBank(Bank):
             for parts in (outputs, activations)
         ]
         return spread[0].view(num_tokens, k, -1), spread[1].view(num_tokens, k, -1)
+
+    def finish(self, pre_ng: Tensor, expert: int) -> tuple[Tensor, Tensor]:
+        gate_nf, up_nf = pre_ng.chunk(2, dim=-1)
+        act_nf = F.silu(gate_nf) * up_nf
+        return F.linear(act_nf, self.down[expert].to(pre_ng.dtype)), act_nf

@@ -117,6 +117,10 @@ class LinearBank(Bank):
             y_TKd = slotwise(x_Td, weight, self.shape, expert_TK, sent_TK)
         return y_TKd, y_TKd
 
+    def finish(self, pre_ng: Tensor, expert: int) -> tuple[Tensor, Tensor]:
+        y_nd = self.shape(pre_ng)
+        return y_nd, y_nd
+
     def _cast(self, x_Td: Tensor) -> tuple[Tensor, Tensor]:
         """The input and the weights, in autocast's dtype where it is on."""
         device = x_Td.device.type
