@@ -38,8 +38,8 @@ from moescope.train import RunConfig, load_run_config
 from moescope.train.allocator import keep_freed_memory
 from moescope.train.beginning import held_batches, training_batches
 from moescope.train.evaluate import evaluate
-from moescope.train.loop import Run
 from moescope.train.prepare import Prepared, prepare
+from moescope.train.run import Run
 from moescope.train.schedule import learning_rate
 
 HERE = Path(__file__).parent

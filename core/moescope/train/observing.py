@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from moescope import ranks
 from moescope.model import Batch, Transformer
 from moescope.train.beginning import held_batches
 from moescope.train.config import RunConfig
@@ -27,11 +29,21 @@ class Observer:
         self, config: RunConfig, folder: Path, model: Transformer, data: Prepared, device: torch.device
     ) -> None:
         self.config, self.folder, self.model, self.data, self.device = config, folder, model, data, device
-        self.held = held_batches(config, data.model, data.held_out)
+
+    @cached_property
+    def held(self) -> list[Batch]:
+        """The held-out batches of the run, the same at every evaluation."""
+        return held_batches(self.config, self.data.model, self.data.held_out)()
+
+    def held_loss(self, step: int) -> float:
+        """Loss on the held-out batches now. Every process evaluates all of them, and hears the first one's number."""
+        value = self._evaluate(self.held, step)["loss"]
+        mine = torch.tensor(value if ranks.rank() == 0 else 0.0, dtype=torch.float64, device=self.device)
+        return float(ranks.summed(mine))
 
     def evaluation(self, step: int) -> dict[str, Any]:
         """Payload of an `eval` event."""
-        payload = self._evaluate(self.held(), step)
+        payload = self._evaluate(self.held, step)
         if self.data.evals:
             payload["evals"] = self._further_evaluations(payload["loss"], step)
         return payload

@@ -1,9 +1,10 @@
-"""One optimizer step: batch, forward, loss and objectives, backward, clip, update; and what it has to tell."""
+"""One optimizer step: batch, forward, loss and objectives, backward, growth, clip, update; and what it has to tell."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor
 
 from moescope.errors import InputError
-from moescope.model import ModelOutput, Transformer, loss
+from moescope.expansion.controller import Growth
+from moescope.model import Batch, ModelOutput, Transformer, loss
+from moescope.objectives.base import LayerRecord
 from moescope.train.clock import Clock
 from moescope.train.config import RunConfig
 from moescope.train.noise import noise
@@ -44,6 +47,7 @@ class Stepper:
     accelerator: Accelerator
     clock: Clock
     folder: Path
+    growth: Growth | None = None
 
     def __call__(self, counts: Counts) -> tuple[Counts, list[Told]]:
         """Do the step after `counts`; the counts then, and what it has to tell, in order.
@@ -57,29 +61,48 @@ class Stepper:
         tokens = int(whole.valid.sum())
         batch = self.share(whole).scored_from(max(rate.loss_from, self.model.causal_from))
         told: list[Told] = []
-        with noise(config.seed, done, self.accelerator.device), self.model.keeping(self.auxiliary.needs):
-            batch = batch.to(self.accelerator.device)
-            output: ModelOutput = self.model(batch, done, rate.steps)
-            main = loss(output, batch)
-            if self.auxiliary.due:
-                told.append(("calibration", self.auxiliary.calibrate(output.records)))
-                counts = replace(counts, scales=self.auxiliary.scales)
-            parts = self.auxiliary(output.records, main.new_zeros(()))
-            self.accelerator.backward(main + sum(parts.values()))
+        with noise(config.seed, done, self.accelerator.device):
+            main, parts, records, calibration = self._backward(batch.to(self.accelerator.device), done)
+        if calibration is not None:
+            told.append(("calibration", calibration))
+            counts = replace(counts, scales=self.auxiliary.scales)
         self.share.average(self.optimizer.parameters.values())
+        loads = config.load_every and records and due(done + 1, config.load_every, rate.steps)
+        load = load_payload(records) if loads else None  # growth may change who is alive
+        grown = [] if self.growth is None else self.growth.after_backward(done, records, main)
         norm = self._clip()
         logged = due(done + 1, config.log_every, rate.steps)
         if logged or self.accelerator.device.type == "cpu" or self._seen(done + 1):
-            self._require_finite(main.detach(), norm, done + 1)
+            self._require_finite(main, norm, done + 1)
         self.optimizer.step(lr)
         counts = replace(counts, step=done + 1, tokens=counts.tokens + tokens, seconds=self.clock())
         if logged:
             values = torch.stack([value.detach() for value in (main, norm, *parts.values())]).tolist()
             counts = replace(counts, loss=values[0])
             told.append(("train", _train_payload(counts, lr, values[1], dict(zip(parts, values[2:], strict=True)))))
-        if config.load_every and output.records and due(done + 1, config.load_every, rate.steps):
-            told.append(("load", load_payload(output.records)))
-        return counts, told
+        if load is not None:
+            told.append(("load", load))
+        return counts, told + grown
+
+    def _backward(
+        self, batch: Batch, done: int
+    ) -> tuple[Tensor, dict[str, Tensor], Sequence[LayerRecord], dict[str, Any] | None]:
+        """Loss (detached), what is added to it, the layers' records, and the payload of `calibration` where it was due.
+
+        The gradients are this process's.
+        """
+        calibration, growth = None, self.growth
+        with self.model.keeping(self.auxiliary.needs), growth.watching(done) if growth else nullcontext():
+            output: ModelOutput = self.model(batch, done, self.config.optim.steps)
+            main = loss(output, batch)
+            records = growth.records(output.records) if growth else output.records
+            if self.auxiliary.due:
+                calibration = self.auxiliary.calibrate(records)
+            parts = self.auxiliary(records, main.new_zeros(()))
+            for name, value in (growth.losses(records) if growth else {}).items():
+                parts[name] = parts[name] + value if name in parts else value
+            self.accelerator.backward(main + sum(parts.values()))
+        return main.detach(), parts, records, calibration
 
     def _clip(self) -> Tensor:
         """Norm of the whole gradient, before it is clipped."""
