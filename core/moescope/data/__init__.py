@@ -7,12 +7,14 @@ from moescope.data.digits import DigitsCorpus
 from moescope.data.ginc import GincCorpus
 from moescope.data.hub import HubCorpus
 from moescope.data.installed import InstalledCorpus
+from moescope.data.regressions import RegressionsCorpus
 from moescope.data.text import TextFiles
 
 CORPORA: dict[str, type[Corpus]] = {
     "installed": InstalledCorpus,
     "digits": DigitsCorpus,
     "clusters": ClustersCorpus,
+    "regressions": RegressionsCorpus,
     "ginc": GincCorpus,
     "text": TextFiles,
     "hub": HubCorpus,

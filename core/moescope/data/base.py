@@ -62,6 +62,7 @@ class TokenSet:
     start, end: int32 [T], byte offsets into `text` (text only). Byte-level tokens may split a character. A token that
              the tokenizer put in by itself (BOS, EOS) covers no text: start == end, and it is unlabelled throughout.
     target:  int64 [num_docs], class per document where there is one (digits, clusters).
+    values:  float32 [num_docs, m], numbers to be predicted per document where there are any (regressions).
     images:  uint8 [num_docs, H, W], what a person would look at (patches only).
     """
 
@@ -74,6 +75,7 @@ class TokenSet:
     start: np.ndarray | None = None
     end: np.ndarray | None = None
     target: np.ndarray | None = None
+    values: np.ndarray | None = None
     images: np.ndarray | None = None
 
     @property

@@ -132,7 +132,7 @@ def _text(tokens: TokenSet, config: CorruptionConfig, tokenizer: Tokenizer) -> T
         name: _as_before(found.labels.get(name), old, same) for name, old in tokens.labels.items() if name != LABEL
     }
     labels[LABEL] = _renamed(found.labels.get(LABEL), _NAMES, found.num_tokens)
-    return replace(found, labels=labels, target=tokens.target)
+    return replace(found, labels=labels, target=tokens.target, values=tokens.values)
 
 
 def _some(pieces: Pieces, document: Document, config: CorruptionConfig) -> Pieces:

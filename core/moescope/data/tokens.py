@@ -33,6 +33,7 @@ def select(tokens: TokenSet, documents: np.ndarray) -> TokenSet:
         labels={name: Labels(item.codes[keep], item.names, item.scope) for name, item in tokens.labels.items()},
         source={**tokens.source, "documents": [names[i] for i in chosen]} if names else tokens.source,
         target=None if tokens.target is None else tokens.target[chosen],
+        values=None if tokens.values is None else tokens.values[chosen],
         images=None if tokens.images is None else tokens.images[chosen],
     )
     return found if tokens.start is None or tokens.end is None else _with_text(found, tokens, chosen, keep)
@@ -130,9 +131,12 @@ def _in_shares(units: list[str], groups: list[int], count: np.ndarray, seed: int
 
 
 def content_hash(tokens: TokenSet) -> str:
-    """32 hex digits that name the content (tokens, documents, text, labels, targets), whatever its source was."""
+    """32 hex digits that name the content (tokens, documents, text, labels, targets, values), whatever its source."""
     digest = hashlib.blake2b(tokens.kind.encode(), digest_size=16)
     arrays = [tokens.inputs, tokens.doc, tokens.start, tokens.end, tokens.target, tokens.images]
+    if tokens.values is not None:  # where there are none, the digest is that of earlier releases
+        digest.update(b"values")
+        arrays.append(tokens.values)
     for name, labels in sorted(tokens.labels.items()):
         digest.update(repr((name, labels.names, labels.scope)).encode())
         arrays.append(labels.codes)

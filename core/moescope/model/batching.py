@@ -29,8 +29,8 @@ def collate(
 ) -> Batch:
     """One row per chunk, padded at the end with zeros. `label` is what the model's router reads (`ModelConfig.label`).
 
-    The target is the class of the chunk's document where the TokenSet has classes; else, for text, the next token of
-    the same document (-100 where there is none); else None.
+    The target is the values or the class of the chunk's document where the TokenSet has them; else, for text, the next
+    token of the same document (-100 where there is none); else None.
     """
     width = max(length for _, length in chunks)
     rows = np.zeros((len(chunks), width), np.int64)
@@ -44,7 +44,9 @@ def collate(
     else:
         inputs = torch.from_numpy(np.where(valid[..., None], taken, 0).astype(np.float32))
     target = None
-    if tokens.target is not None:
+    if tokens.values is not None:
+        target = torch.from_numpy(tokens.values[tokens.doc[rows[:, 0]]].astype(np.float32))
+    elif tokens.target is not None:
         target = torch.from_numpy(tokens.target[tokens.doc[rows[:, 0]]].astype(np.int64))
     elif tokens.kind == "text":
         following = np.minimum(rows + 1, tokens.num_tokens - 1)

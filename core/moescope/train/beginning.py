@@ -9,9 +9,10 @@ import torch
 
 from moescope.data.base import TokenSet
 from moescope.model import ModelConfig, Transformer
+from moescope.train.arrivals import stages
 from moescope.train.config import RunConfig
 from moescope.train.prepare import Prepared
-from moescope.train.sampling import Batches, Documents, Held, Windows
+from moescope.train.sampling import Arriving, Batches, Documents, Held, Windows
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -28,10 +29,17 @@ def new_model(config: RunConfig, data: Prepared) -> Transformer:
 
 
 def training_batches(config: RunConfig, data: Prepared) -> Batches:
-    optim, model, seed = config.optim, data.model, config.seed
-    if model.head == "next_token":
-        return Windows(data.train, seq=optim.seq, batch=optim.batch, seed=seed, label=model.label)
-    return Documents(data.train, max_seq=model.max_seq, batch=optim.batch, seed=seed, label=model.label)
+    optim, model = config.optim, data.model
+
+    def over(tokens: TokenSet, seed: int) -> Windows | Documents:
+        if model.head == "next_token":
+            return Windows(tokens, seq=optim.seq, batch=optim.batch, seed=seed, label=model.label)
+        return Documents(tokens, max_seq=model.max_seq, batch=optim.batch, seed=seed, label=model.label)
+
+    arrive = config.data.arrive
+    if arrive is None:
+        return over(data.train, config.seed)
+    return Arriving(data.train, stages(arrive, data.train, optim.steps), config.seed, over)
 
 
 def held_batches(config: RunConfig, model: ModelConfig, tokens: TokenSet) -> Held:

@@ -19,6 +19,7 @@ from moescope.model.config import ModelConfig
 from moescope.model.transformer import build_moe
 from moescope.objectives import OBJECTIVES
 from moescope.routers import Router
+from moescope.train.arrivals import ArriveConfig
 from moescope.train.preset import override, parse_override, read_preset
 
 _EVAL_NAME = re.compile(r"[A-Za-z0-9_-]{1,48}")
@@ -36,6 +37,10 @@ class DataConfig(Config):
     tokenizer: str | None = field(default=None, metadata=doc("a tokenizer.json instead of training one; text only"))
     held_out: float = field(default=0.1, metadata=doc("share of the documents that is never trained on"))
     seed: int = field(default=0, metadata=doc("which documents are held out, and the order of synthetic data"))
+    arrive: ArriveConfig | None = field(
+        default=None,
+        metadata=doc("training data that comes bit by bit: {label, order, every}; none: all from the start"),
+    )
 
     def __post_init__(self) -> None:
         self.require(self.tokens >= 1, "tokens", "at least 1.")
@@ -94,7 +99,8 @@ class ProbeConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Config):
-    """A training run. `model.vocab_size`, `d_input` and `num_classes` follow from the data, whatever stands there."""
+    """A training run. `model.vocab_size`, `d_input`, `num_classes` and `num_values` follow from the data, whatever
+    stands there."""
 
     model: ModelConfig
     data: DataConfig = field(default_factory=DataConfig)
@@ -199,8 +205,8 @@ def parse_run_config(values: Mapping[str, Any]) -> RunConfig:
         size = data.get("vocab_size", DataConfig.vocab_size) if isinstance(data, Mapping) else 0
         text = model.get("input", "tokens") == "tokens"
         sizes = {"vocab_size": size} if text else {"d_input": 1, "head": "class"}
-        if sizes.get("head", model.get("head")) == "class":
-            sizes["num_classes"] = 2
+        head = model.get("head", sizes.get("head"))
+        sizes |= {"num_classes": 2} if head == "class" else {"num_values": 1} if head == "values" else {}
         plain["model"] = {**sizes, **model}
     return parse(RunConfig, plain)
 
@@ -208,7 +214,7 @@ def parse_run_config(values: Mapping[str, Any]) -> RunConfig:
 def run_schema() -> dict[str, Any]:
     """JSON schema of RunConfig, with the help text of every field of every table."""
     described = schema(RunConfig)
-    for cls in (ModelConfig, DataConfig, OptimConfig, ProbeConfig, ExpansionConfig):
+    for cls in (ModelConfig, DataConfig, ArriveConfig, OptimConfig, ProbeConfig, ExpansionConfig):
         properties = described["$defs"][cls.__name__]["properties"]
         for item in dataclasses.fields(cls):
             properties[item.name].setdefault("description", item.metadata.get("description", ""))

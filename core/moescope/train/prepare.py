@@ -17,6 +17,7 @@ from moescope.data.tokens import content_hash, split
 from moescope.errors import InputError
 from moescope.model import ModelConfig
 from moescope.model.transformer import build_moe
+from moescope.train.arrivals import Arrival, arrivals
 from moescope.train.config import RunConfig
 from moescope.train.probe import held_out_probe
 
@@ -32,7 +33,8 @@ _KINDS: Final = {"text": "tokens", "patches": "patches", "vectors": "vectors"}
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """All that a run reads. `model` has the sizes that follow from the data; `fingerprint` names the data's content."""
+    """All that a run reads. `model` has the sizes that follow from the data; `fingerprint` names the data's content;
+    `arrivals` say which documents of `train` come when, if they do not all come at the start."""
 
     train: TokenSet
     held_out: TokenSet
@@ -41,6 +43,7 @@ class Prepared:
     fingerprint: str
     tokenizer: Tokenizer | None = None
     evals: Mapping[str, TokenSet] = field(default_factory=dict)
+    arrivals: tuple[Arrival, ...] = ()
 
     @property
     def tokenizer_json(self) -> str | None:
@@ -76,6 +79,7 @@ def prepare(config: RunConfig, tokenizer_json: str | None, progress: Progress) -
         fingerprint=content_hash(tokens),
         tokenizer=tokenizer,
         evals={name: corrupted(held_out, corruption, tokenizer) for name, corruption in config.evals.items()},
+        arrivals=() if data.arrive is None else arrivals(data.arrive, tokens, config.optim.steps),
     )
 
 
@@ -129,8 +133,23 @@ def _sizes(model: ModelConfig, tokens: TokenSet, tokenizer: Tokenizer | None) ->
         if model.input != "tokens":
             raise InputError(f"The data is text, and model.input is {model.input!r}.")
         assert tokenizer is not None
-        if model.head == "class" and tokens.target is None:
-            raise InputError("model.head = 'class': this text has no class per document.")
+        _check_head(model, tokens)
         return replace(model, vocab_size=tokenizer.get_vocab_size())
-    classes = 0 if tokens.target is None else int(tokens.target.max()) + 1
-    return replace(model, d_input=int(tokens.inputs.shape[1]), num_classes=classes)
+    _check_head(model, tokens)
+    return replace(
+        model,
+        d_input=int(tokens.inputs.shape[1]),
+        num_classes=0 if tokens.target is None else int(tokens.target.max()) + 1,
+        num_values=0 if tokens.values is None else int(tokens.values.shape[1]),
+    )
+
+
+def _check_head(model: ModelConfig, tokens: TokenSet) -> None:
+    """Refuse a model that would predict what this data does not have."""
+    there = {"class": tokens.target is not None, "values": tokens.values is not None}
+    if there.get(model.head, True):
+        return
+    lacks = {"class": "class", "values": "values"}[model.head]
+    others = [repr(name) for name, has in there.items() if has] + (["'next_token'"] if tokens.kind == "text" else [])
+    heads = f"; model.head may be {' or '.join(others)}" if others else ""
+    raise InputError(f"model.head = {model.head!r}: this data has no {lacks} per document{heads}.")

@@ -7,6 +7,8 @@ documents), and step s takes items s*batch .. (s+1)*batch - 1 of the endless seq
 from __future__ import annotations
 
 import functools
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +23,7 @@ from moescope.model import IGNORED, Batch, collate, sequences
 
 Array = np.ndarray[Any, Any]
 
-_SHUFFLE, _SHIFT = 1, 2
+_SHUFFLE, _SHIFT, _STAGE = 1, 2, 5
 """Branches of the seed, beside 0 for the order of an epoch."""
 
 
@@ -98,7 +100,7 @@ class Windows:
 
 
 class Documents:
-    """Batches of whole documents with their class, in a new order each epoch."""
+    """Batches of whole documents with their class or values, in a new order each epoch."""
 
     def __init__(
         self,
@@ -115,8 +117,8 @@ class Documents:
         self.items = len(self.chunks)
         if not self.items:
             raise InputError(f"{what} gives no document.")
-        if tokens.target is None:
-            raise InputError("This data has no class per document, so a model with a class head cannot learn from it.")
+        if tokens.target is None and tokens.values is None:
+            raise InputError("This data has no class and no values per document, so there is nothing to predict.")
         longest = int(np.bincount(tokens.doc).max())
         if longest > max_seq:
             raise InputError(f"model.max_seq = {max_seq}: a document has {longest} positions.")
@@ -127,7 +129,46 @@ class Documents:
         return collate(self.tokens, [self.chunks[i] for i in item], label=self.label)
 
 
-Batches = Windows | Documents
+class Arriving:
+    """Batches of what has arrived by each step; where something arrives, the epochs begin anew over all there is.
+
+    stages: (first step, documents from then on), as `arrivals.stages` gives them. over: makes the batches of some
+    tokens from a seed. The first stage is made at once, so that too little data is refused before the first step.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenSet,
+        stages: Sequence[tuple[int, Array]],
+        seed: int,
+        over: Callable[[TokenSet, int], Windows | Documents],
+    ) -> None:
+        self.tokens, self.stages, self.seed, self.over = tokens, stages, seed, over
+        self.starts = [start for start, _ in stages]
+        self._made = (0, self._source(0))
+
+    @property
+    def batch(self) -> int:
+        return self._made[1].batch
+
+    @property
+    def items(self) -> int:
+        """Items of the stage that was drawn from last."""
+        return self._made[1].items
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of one step."""
+        stage = bisect_right(self.starts, step) - 1
+        if stage != self._made[0]:
+            self._made = (stage, self._source(stage))
+        return self._made[1](step - self.starts[stage])
+
+    def _source(self, stage: int) -> Windows | Documents:
+        seed = self.seed if stage == 0 else int(np.random.SeedSequence([self.seed, _STAGE, stage]).generate_state(1)[0])
+        return self.over(select(self.tokens, self.stages[stage][1]), seed)
+
+
+Batches = Windows | Documents | Arriving
 
 
 class SameDocuments:
