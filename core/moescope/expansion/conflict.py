@@ -202,8 +202,8 @@ def find_direction(h_nr: Tensor, x_nd: Tensor, u_ng: Tensor, ridge: float) -> Te
     whiten_rr = (vectors_rr * values_r.rsqrt()) @ vectors_rr.T
     white_nr = h_nr @ whiten_rr
     left_r = torch.linalg.eigh(white_nr.T @ gram_nn @ white_nr).eigenvectors[:, -1]
-    direction_r = whiten_rr @ left_r
-    direction_r = direction_r / direction_r.norm()
+    direction_r: Tensor = whiten_rr @ left_r
+    direction_r /= direction_r.norm()
     return direction_r * direction_r[direction_r.abs().argmax()].sign()
 
 
