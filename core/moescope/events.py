@@ -14,8 +14,9 @@ EVENT_KINDS: Final[Mapping[str, str]] = MappingProxyType(
             "`forked`: `{run, checkpoint, step}`."
         ),
         "train": (
-            "One training step: `loss` (nats per token, or per image), `objectives` (name to weighted value, summed "
-            "over layers), `lr`, `grad_norm`, `tokens` seen so far, `seconds` since the start."
+            "One training step: `loss` (nats per token, or per image; squared error per item, of values), `objectives` "
+            "(name to weighted value, summed over layers), `lr`, `grad_norm`, `tokens` seen so far, `seconds` since "
+            "the start."
         ),
         "calibration": (
             "What the objectives are multiplied by, found on the first batch: `target` (the balance loss there) and "
@@ -67,7 +68,7 @@ EVENT_KINDS: Final[Mapping[str, str]] = MappingProxyType(
         "run_unpaused": "It goes on: `seconds`, how long it waited (not counted in the run's time).",
         "snapshot": "A trace of the fixed probe set: `path` (below the run's folder), `tokens`.",
         "checkpoint": "A checkpoint folder was completed: `path` (below the run's folder), `seconds`.",
-        "run_resumed": "The run went on from a checkpoint: `from_step`.",
+        "run_resumed": "The run went on from a checkpoint, or began again where it had none: `from_step`.",
         "run_finished": "The last step was done: `loss`, `eval_loss`, `seconds`.",
         "run_stopped": "The user stopped the run; it can be resumed from its last checkpoint: `path`.",
         "run_failed": "The run died: `error`, one sentence; `orphan`: it was found dead, without a word of its own.",
@@ -98,3 +99,8 @@ class Event:
     def __post_init__(self) -> None:
         if self.kind not in EVENT_KINDS:
             raise ValueError(f"unknown event kind {self.kind!r}; the kinds are {', '.join(EVENT_KINDS)}")
+
+
+def loss_unit(config: Mapping[str, Any]) -> str:
+    """The unit of a run's loss, from its plain configuration: squared error where the model predicts values."""
+    return "squared error" if config.get("model", {}).get("head") == "values" else "nats"

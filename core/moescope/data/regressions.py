@@ -25,7 +25,10 @@ class RegressionsConfig(Config):
     clusters: int = field(default=4, metadata=doc("clusters, each with a linear map of its own"))
     dims: int = field(default=8, metadata=doc("features of a vector"))
     outputs: int = field(default=4, metadata=doc("values to be predicted per vector"))
-    spread: float = field(default=2.0, metadata=doc("standard deviation of the draws of centres; each is the farthest of 20"))
+    spread: float = field(
+        default=2.0,
+        metadata=doc("standard deviation of centres as drawn; of 20 draws the one far from others is taken"),
+    )
     noise: float = field(default=0.1, metadata=doc("standard deviation of what is added to every value"))
     seed: int = field(default=0, metadata=doc("of centres, maps, vectors and noise"))
 

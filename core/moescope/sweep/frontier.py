@@ -130,7 +130,8 @@ def _floor(plan: Plan) -> float | None:
         with lines:
             first = next((line for line in lines if '"run_started"' in line), None)
         try:
-            known.add(json.loads(first or "")["payload"]["data"]["floor"]["nats"])
+            floor = json.loads(first or "")["payload"]["data"]["floor"]
+            known.add(floor["nats"] if "nats" in floor else floor["squared_error"])
         except (ValueError, KeyError, TypeError):
             return None
     return known.pop() if len(known) == 1 else None

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from moescope.errors import InputError
-from moescope.events import Event
+from moescope.events import Event, loss_unit
 from moescope.sweep.folder import Plan, read_plan
 from moescope.sweep.log import read_events
 from moescope.sweep.stats import interval
@@ -65,7 +65,7 @@ def race(folder: str | Path, curve: str = "loss", x: Literal["step", "tokens"] =
     lanes = tuple(_lane(plan, variant, curve, x, -(-longest // points)) for variant in plan.config.variants)
     partial = any(number < len(plan.config.seeds) for lane in lanes for number in lane.n)
     note = "Where not all seeds have come that far, a point is the mean of those that have." if partial else ""
-    return Race(curve=curve, x=x, unit="nats", lanes=lanes, note=note)
+    return Race(curve=curve, x=x, unit=loss_unit(plan.cells[0].config), lanes=lanes, note=note)
 
 
 def _lane(plan: Plan, variant: str, curve: str, x: str, width: int) -> Lane:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from moescope.events import Event
+from moescope.events import Event, loss_unit
 from moescope.metrics import METRICS, Measurement, alive_experts, measure
 from moescope.sweep.active import Sizes, sizes, slot_rows_per_token
 from moescope.sweep.names import MEAN, PLAIN, MetricName
@@ -127,7 +127,10 @@ def _of_eval(name: MetricName, cell: Finished) -> list[Value]:
     if name.eval is not None:
         payload = payload.get("evals", {}).get(name.eval, {})
     accuracy = name.part == "accuracy" or name.name == "eval_accuracy"
-    found, unit = payload.get("accuracy" if accuracy else "loss"), "share" if accuracy else "nats"
+    found, unit = (
+        payload.get("accuracy" if accuracy else "loss"),
+        "share" if accuracy else loss_unit(cell.started["config"]),
+    )
     if name.name == "perplexity":
         found, unit = None if found is None else math.exp(found), ""
     if name.part == "excess" and found is not None:
@@ -146,7 +149,8 @@ def _of_train(name: MetricName, cell: Finished) -> list[Value]:
         paces = [(b.payload["seconds"] - a.payload["seconds"]) / (b.step - a.step) for a, b in pairs]
         return [_value(name, median(paces) if paces else None, unit)]
     chosen = events if name.name == "train_loss_mean" else _last_tenth(events)
-    return [_value(name, fmean(event.payload["loss"] for event in chosen) if chosen else None, unit)]
+    mean = fmean(event.payload["loss"] for event in chosen) if chosen else None
+    return [_value(name, mean, loss_unit(cell.started["config"]))]
 
 
 def _last_tenth(events: Sequence[Event]) -> Sequence[Event]:

@@ -22,7 +22,7 @@ def evaluate(
     loss_from: int = 0,
     kept: Sequence[Tensor] | None = None,
 ) -> dict[str, Any]:
-    """Payload of an `eval` event: nats per target over `batches` in evaluation mode, accuracy for classes.
+    """Payload of an `eval` event: mean loss per target over `batches` in evaluation mode, accuracy for classes.
 
     Where the router is random, the mean over `model.eval_draws` passes. Next tokens count from position `loss_from` on,
     or from where the router is causal, if that is later. `kept`: other targets of the same batches, whose loss is told
