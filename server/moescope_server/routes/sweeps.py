@@ -16,6 +16,9 @@ from moescope_server.wire import JSON
 
 router = APIRouter(prefix="/sweeps")
 
+SWEEP_FIGURES = ("race", "frontier")
+"""Figures that are drawn from a sweep's folder."""
+
 
 @router.get("")
 def list_sweeps(store: StoreDep) -> Response:
