@@ -24,10 +24,10 @@ EVENT_KINDS: Final[Mapping[str, str]] = MappingProxyType(
             "are summed over layers."
         ),
         "load": (
-            "Share of assignments per expert at one step: `layers` is a list of `{layer, load, maxvio, dropped, "
-            "tokens, experts_per_token, effective_experts}`; `load` sums to 1 over alive experts, `dropped` is the "
-            "share of wanted assignments that were dropped. Where an objective reads outputs: `output_norm`, their "
-            "mean length."
+            "Share of assignments per expert at one step: `layers` is a list of `{layer, load, alive, maxvio, dropped, "
+            "tokens, experts_per_token, effective_experts}`; `load` sums to 1 over the alive experts, whose slots "
+            "`alive` names; `dropped` is the share of wanted assignments that were dropped. Where an objective reads "
+            "outputs: `output_norm`, their mean length."
         ),
         "eval": (
             "Loss on held-out data: `loss`, `tokens`, and for classes `accuracy`; `evals` holds the same of each "
