@@ -68,6 +68,9 @@ def train(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. optim.steps=500.")
     ] = None,
     resume: Annotated[str | None, typer.Option(metavar="RUN", help="Go on with this run of the home folder.")] = None,
+    fork: Annotated[
+        str | None, typer.Option(metavar="RUN|CHECKPOINT", help="Begin a new run from this checkpoint's weights.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="What to call the run.")] = None,
     home: Home = None,
     json: Json = False,
@@ -75,7 +78,7 @@ def train(
     """Train a model; the page shows it live. Ctrl-C stops after the step and writes a checkpoint."""
     from moescope_server.commands.train import train as run
 
-    run(preset, set or [], resume=resume, name=name, home=home, json=json)
+    run(preset, set or [], resume=resume, fork=fork, name=name, home=home, json=json)
 
 
 @app.command()

@@ -8,13 +8,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from moescope.events import Event
-from moescope.store import JobRow, NotFoundError, Store
+from moescope.store import JobRow, NotFoundError, RunRow, Store
 from moescope.store.rows import JobKind
-from moescope_server.processes import same_process, send, this_process
+from moescope.watching.ended import close_dead
+from moescope_server.processes import same_process, send, start_time, this_process
 from moescope_server.workers import STAYING, Workers, forget
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,10 @@ GRACE = {"train": 120.0, "sweep": 120.0, "trace": 10.0, "project": 10.0}
 """Seconds that a cancelled job has to end by itself; training writes a checkpoint first, in a sweep too."""
 
 _TICK = 0.2
+_LOOK = 3.0
+"""Seconds between looks for runs that died without a job to tell it."""
+_STARTING = 10.0
+"""Seconds after which a job that a server was starting when it was killed is started again."""
 
 
 def public_job(row: JobRow) -> dict[str, Any]:
@@ -61,6 +66,7 @@ class _Watched:
 
     process: subprocess.Popen[bytes] | None
     deadline: float | None = None
+    seen: float = field(default_factory=time.monotonic)
 
 
 class JobRunner:
@@ -105,23 +111,48 @@ class JobRunner:
 
     def cancel(self, id: str) -> JobRow:
         """Ask a job to end. A queued one is cancelled at once; a running one is killed if it does not listen."""
-        row = self.store.job(id)
-        if row.status == "queued" and change_job(self.store, id, where={"status": "queued"}, status="cancelled"):
-            self._close_run(row, None)
-        elif row.active:
-            change_job(self.store, id, where={"status": ["queued", "running"]}, cancel=True)
+        with self.store.database.transaction():
+            row = self.store.job(id)
+            if row.status == "queued":
+                change_job(self.store, id, status="cancelled")
+                self._close_run(row, None)
+            elif row.active:
+                change_job(self.store, id, cancel=True)
         self._wake.set()
         return self.store.job(id)
+
+    def ahead(self) -> dict[str, int]:
+        """How many jobs come before each queued one, by the queued job's id: those at work in its lane count too."""
+        running, queued = self.store.jobs(status="running"), self.store.jobs(status="queued")
+        return {
+            row.id: sum(other.kind in LANES[row.kind] for other in (*running, *queued[:place]))
+            for place, row in enumerate(queued)
+        }
 
     def bury_dead(self) -> None:
         """Close jobs whose process has died, where no server watches. One that has not said who it is may yet start."""
         for row in self.store.jobs(status="running"):
             if row.pid is not None and not same_process(row.pid, row.pid_start):
                 self._bury(row, _Watched(None))
+        self._close_orphans()
+
+    def _close_orphans(self) -> None:
+        """Runs that nobody will go on with: their job has ended, or the user's process that trained them has."""
+        for run in self.store.database.all(RunRow, status=["queued", "running", "paused"]):
+            with self.store.database.transaction():
+                current = self.store.run(run.id)
+                job = self.store.database.get(JobRow, current.job) if current.job is not None else None
+                if current.active and job is not None and not job.active:
+                    self._fail(current, "Its process ended without a word.")
+        close_dead(self.store)
 
     def _loop(self) -> None:
+        looked = -_LOOK
         while not self._stop.is_set():
             try:
+                if time.monotonic() - looked > _LOOK:
+                    looked = time.monotonic()
+                    self._close_orphans()
                 self._tick()
             except Exception:
                 log.exception("the job runner stumbled")
@@ -134,6 +165,9 @@ class JobRunner:
             watched = self._watched.setdefault(row.id, _Watched(None))
             if self._ended(row, watched):
                 self._bury(row, watched)
+                del self._watched[row.id]
+            elif self._never_began(row, watched):
+                change_job(self.store, row.id, where={"status": "running", "pid": None}, status="queued", stage="")
                 del self._watched[row.id]
             elif row.cancel:
                 self._press(row, watched)
@@ -149,19 +183,29 @@ class JobRunner:
     def _start_queued(self) -> None:
         busy = {kind for row in self.store.jobs(status="running") for kind in LANES[row.kind]}
         for row in self.store.jobs(status="queued"):
-            if row.kind not in busy and not row.cancel:
+            if row.cancel:
+                self.cancel(row.id)
+            elif row.kind not in busy:
                 self._spawn(row)
                 busy |= LANES[row.kind]
 
     def _spawn(self, row: JobRow) -> None:
         if change_job(self.store, row.id, where={"status": "queued"}, status="running", stage="starting"):
-            self._watched[row.id] = _Watched(self._workers.start(row))
+            process = self._workers.start(row)
+            self._watched[row.id] = _Watched(process)
+            if row.kind not in STAYING:  # known from now on, even if this server is killed before the process speaks
+                who = {"pid": process.pid, "pid_start": start_time(process.pid)}
+                self.store.database.update(JobRow, row.id, where={"status": "running", "pid": None}, **who)
 
     @staticmethod
     def _ended(row: JobRow, watched: _Watched) -> bool:
         if watched.process is not None:
             return watched.process.poll() is not None
-        return not same_process(row.pid, row.pid_start)
+        return row.pid is not None and not same_process(row.pid, row.pid_start)
+
+    @staticmethod
+    def _never_began(row: JobRow, watched: _Watched) -> bool:
+        return row.pid is None and watched.process is None and time.monotonic() - watched.seen > _STARTING
 
     def _press(self, row: JobRow, watched: _Watched) -> None:
         pid = row.pid
@@ -177,17 +221,15 @@ class JobRunner:
 
     def _bury(self, row: JobRow, watched: _Watched) -> None:
         """The process has ended: if its row still says running, it died without a word."""
-        row = self.store.job(row.id)
-        if row.status != "running":
-            return
         code = watched.process.returncode if watched.process is not None else None
-        if row.cancel:
-            change_job(self.store, row.id, where={"status": "running"}, status="cancelled", seconds_left=None)
-            self._close_run(row, None)
-            return
-        error = self._cause_of_death(row, code)
-        change_job(self.store, row.id, where={"status": "running"}, status="failed", error=error, seconds_left=None)
-        self._close_run(row, error)
+        with self.store.database.transaction():
+            row = self.store.job(row.id)
+            if row.status != "running":
+                return
+            error = None if row.cancel else self._cause_of_death(row, code)
+            status = "cancelled" if row.cancel else "failed"
+            change_job(self.store, row.id, status=status, error=error, seconds_left=None)
+            self._close_run(row, error)
 
     def _cause_of_death(self, row: JobRow, code: int | None) -> str:
         if code is not None and code < 0:
@@ -210,8 +252,13 @@ class JobRunner:
             current = self.store.run(run)
         except NotFoundError:
             return
-        if current.status not in ("queued", "running"):
+        if not current.active:
             return
-        kind = "run_failed" if error is not None else "run_stopped"
-        payload = {"error": error} if error is not None else {"path": None}
-        self.store.append(Event(run=run, step=current.step, kind=kind, payload=payload))
+        if error is not None:
+            self._fail(current, error)
+            return
+        self.store.append(Event(run=run, step=current.step, kind="run_stopped", payload={"path": None}))
+
+    def _fail(self, run: RunRow, error: str) -> None:
+        payload = {"error": error, "orphan": True}
+        self.store.append(Event(run=run.id, step=run.step, kind="run_failed", payload=payload))

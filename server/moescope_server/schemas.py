@@ -7,6 +7,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from moescope.store.rows import OrderKind
+
+MOST = 2**31 - 1
 Name = Annotated[str, Field(max_length=200)]
 
 
@@ -88,6 +91,20 @@ class RunPublic(Out):
     snapshots: Sequence[str] = ()
     checkpoints: Sequence[str] = ()
     job: str | None
+    fork: Mapping[str, Any] | None = None
+    ahead: int = 0
+    orphan: bool = False
+    sample: bool = False
+
+
+class RunChecked(Out):
+    ok: bool
+    error: str | None
+    config: Mapping[str, Any] | None
+
+
+class OrderGiven(Out):
+    order: str
 
 
 class JobPublic(Out):
@@ -141,10 +158,22 @@ class TraceCreate(In):
     name: Name | None = None
 
 
-class RunCreate(In):
-    preset: str = Field(min_length=1, max_length=200)
+class RunCheck(In):
+    """A run as it would be started: a bundled preset, or a checkpoint to fork from, or both."""
+
+    preset: str | None = Field(default=None, min_length=1, max_length=200)
     set: dict[str, Any] = Field(default_factory=dict)
+    fork: str | None = Field(default=None, max_length=80)
+
+
+class RunCreate(RunCheck):
     name: Name | None = None
+
+
+class OrderCreate(In):
+    kind: OrderKind
+    layer: int | None = Field(default=None, ge=0, le=MOST)
+    expert: int | None = Field(default=None, ge=0, le=MOST)
 
 
 class SweepCreate(In):

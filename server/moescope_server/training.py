@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from moescope.errors import InputError
 from moescope.events import Event
 from moescope.imports import import_models
-from moescope.store import CheckpointRow, RunRow, Store
+from moescope.store import CheckpointRow, OrderRow, RunRow, Store
+from moescope_server.starting import forked
 
 
 class CancelledError(BaseException):
@@ -23,26 +25,17 @@ class Report(Protocol):
     def __call__(self, stage: str, progress: float | None = None, seconds_left: float | None = None) -> None: ...
 
 
-def create_run(store: Store, preset: str, overrides: Mapping[str, Any], name: str | None) -> RunRow:
-    """A new run of a preset (or a TOML file). Raises `InputError` for a configuration that does not fit."""
-    import_models()
-    from moescope.config import dump
-    from moescope.train.config import load_run_config
-    from moescope.train.preset import read_preset
-
-    config = load_run_config(preset, overrides)
-    card = read_preset(preset)
-    return store.add_run(name or card.title, card.name, dump(config), steps=config.optim.steps)
-
-
 def can_resume(store: Store, run: RunRow) -> None:
-    """Raise `InputError` if the run is going on, is complete, or has no checkpoint to go on from."""
-    if run.status in ("queued", "running"):
+    """Raise `InputError` if the run is going on, is complete, or is not this home's own.
+
+    One that has no checkpoint begins again from where it began.
+    """
+    if run.active:
         raise InputError(f"{run.name!r} is {run.status}; it can be resumed once it has stopped.")
     if run.status == "finished":
         raise InputError(f"{run.name!r} is finished: there is nothing left to do.")
-    if not any((store.run_folder(run.id) / "checkpoints").glob("step-*")):
-        raise InputError(f"{run.name!r} has no checkpoint to go on from; start it again instead.")
+    if run.job is None:
+        raise InputError(f"{run.name!r} was only watched: the program that trained it can train it again.")
 
 
 def require_same(run: RunRow, preset: str, overrides: Mapping[str, Any]) -> None:
@@ -67,29 +60,46 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def follow(store: Store, run: RunRow, *, resume: bool, stop: Callable[[], bool], report: Report) -> dict[str, Any]:
-    """Train, and write down every event as it happens. Returns how it ended; a failure is written down and raised."""
+    """Train, take orders, and write down every event as it happens.
+
+    resume: from the newest checkpoint; a run without one begins again where it began. An order counts as carried out
+    once its `order` event is in the log, so one that was not answered when the process died is given again.
+    Returns how the run ended; a failure is written down and raised.
+    """
+    from moescope.train import state
     from moescope.train.allocator import keep_freed_memory
     from moescope.train.config import parse_run_config
     from moescope.train.loop import train
+    from moescope.train.orders import Order
 
     keep_freed_memory()
     folder = store.run_folder(run.id)
     ended: dict[str, Any] = {"run": run.id, "finished": False}
-    step = run.step if resume else 0
+    start = int(run.fork["step"]) if run.fork else 0
+    step = run.step if resume else start
 
     def prepare(stage: str) -> None:
         report(stage)
         if stop():
             raise CancelledError
 
+    def orders() -> list[Order]:
+        return [Order(row.id, row.kind, row.layer, row.expert) for row in store.orders.open(run.id)]
+
     try:
         prepare("preparing")
         config = parse_run_config(run.config)
+        begun: dict[str, Any] = {"resume": folder} if resume and state.checkpoints(folder) else {}
+        if not begun:
+            _begin_again(store, run, start)
+            begun = {"fork": forked(folder)}
         clock = Clock(config.optim.steps)
-        for event in train(config, folder, resume=folder if resume else None, stop=stop, progress=prepare):
+        for event in train(config, folder, **begun, stop=stop, orders=orders, progress=prepare):
             record(store, run, event)
             step = event.step
-            report("training", *clock(step))
+            if event.kind == "run_unpaused":
+                clock = Clock(config.optim.steps)  # the wait says nothing of the pace
+            report("paused" if event.kind == "run_paused" else "training", *clock(step))
             if event.kind in ("run_finished", "run_stopped"):
                 ended |= {"finished": event.kind == "run_finished", "step": step, **event.payload}
     except CancelledError:
@@ -99,6 +109,12 @@ def follow(store: Store, run: RunRow, *, resume: bool, stop: Callable[[], bool],
         store.append(Event(run=run.id, step=step, kind="run_failed", payload={"error": text.strip()[:1000]}))
         raise
     return ended
+
+
+def _begin_again(store: Store, run: RunRow, start: int) -> None:
+    """A run that died before its first checkpoint takes back what it said: readers forget what came after `start`."""
+    if store.events_after(0, run.id, limit=1):
+        store.append(Event(run=run.id, step=start, kind="run_resumed", payload={"from_step": start}))
 
 
 def record(store: Store, run: RunRow, event: Event) -> None:
@@ -114,7 +130,17 @@ def record(store: Store, run: RunRow, event: Event) -> None:
             for row in store.database.all(CheckpointRow, run=run.id):
                 if not Path(row.path).exists():  # the trainer keeps only the newest
                     store.database.delete(CheckpointRow, row.id)
+        if event.kind == "run_started" and run.fork:
+            event = replace(event, payload={**event.payload, "forked": dict(run.fork)})  # with the id it has here
+        if event.kind == "run_finished":
+            store.append_many([_too_late(order, step) for order in store.orders.open(run.id)])
         store.append(event)
+
+
+def _too_late(order: OrderRow, step: int) -> Event:
+    payload = {"id": order.id, "order": order.kind, "layer": order.layer, "expert": order.expert}
+    payload |= {"done": False, "why": "The run had done its last step."}
+    return Event(run=order.run, step=step, kind="order", payload=payload)
 
 
 class Clock:

@@ -59,12 +59,13 @@ def finish(store: Store, id: str, status: str, **values: Any) -> None:
 
 def run(store: Store, id: str) -> int:
     """Do the job and write down how it ended; the exit status says the same."""
+    with store.database.transaction():
+        row = store.job(id)
+        if row.status != "running" or row.pid not in (None, os.getpid()):
+            return 1  # it was cancelled, given up, or given to another process before this one came to it
+        store.database.update(JobRow, id, **this_process())
     from moescope_server.tasks import TASKS
 
-    row = store.job(id)
-    if row.status != "running":
-        return 1  # it was cancelled, or given up, before this process came to it
-    store.database.update(JobRow, id, **this_process())
     stop = threading.Event()
     _listen_for_cancel(row.kind in GENTLE, stop)
     try:

@@ -26,7 +26,7 @@ CONTRACTS = Path(__file__).parents[2] / "docs" / "contracts.md"
 
 def documented() -> set[tuple[str, str]]:
     """(method, path) of every route in the table, parameters by position."""
-    table = CONTRACTS.read_text().split("## HTTP")[1].split("## ")[0]
+    table = "".join(part.split("\n## ")[0] for part in re.split(r"\n###? HTTP", CONTRACTS.read_text())[1:])
     found: set[tuple[str, str]] = set()
     last = ""
     for cell in re.findall(r"^\| (.*?) \|", table, re.MULTILINE):
@@ -54,7 +54,8 @@ def test_the_table_of_the_contracts_is_what_is_served(app: FastAPI) -> None:
 
 def keys_of(route: str) -> set[str]:
     """Names between the first braces of a route's answer in the contracts' table."""
-    row = next(line for line in CONTRACTS.read_text().splitlines() if line.startswith(f"| `{route}"))
+    table = CONTRACTS.read_text().split("\n## HTTP")[1]
+    row = next(line for line in table.splitlines() if line.startswith(f"| `{route}"))
     answer = row.split(" | ", 1)[1]
     body, depth = "", 0
     for letter in answer[answer.index("{") :]:
@@ -314,9 +315,10 @@ def test_deleting_takes_a_trace_from_the_list_and_the_disk(client: TestClient, t
 def test_runs_are_deleted_only_when_they_rest(client: TestClient, store: Store) -> None:
     run = store.add_run("A run", "preset", {})
     assert client.delete(f"/api/runs/{run.id}").status_code == 400
-    assert "nothing to stop" in client.post(f"/api/runs/{run.id}/stop").json()["detail"]
+    assert "only watched" in client.post(f"/api/runs/{run.id}/stop").json()["detail"]
     store.database.update(RunRow, run.id, status="failed")
-    assert "no checkpoint to go on from" in client.post(f"/api/runs/{run.id}/resume").json()["detail"]
+    assert "nothing to stop" in client.post(f"/api/runs/{run.id}/stop").json()["detail"]
+    assert "only watched" in client.post(f"/api/runs/{run.id}/resume").json()["detail"]
     assert client.delete(f"/api/runs/{run.id}").status_code == 204
     assert client.get("/api/runs").json() == []
 

@@ -22,6 +22,7 @@ def store(home: Path, tmp_path: Path) -> Store:
 
 def started(store: Store) -> RunRow:
     run = store.add_run("A run", "preset", {}, steps=10)
+    store.database.update(RunRow, run.id, job="train-1")
     store.append(Event(run=run.id, step=0, kind="run_started", payload={}))
     return store.run(run.id)
 
@@ -62,6 +63,13 @@ def test_only_a_run_in_training_takes_orders(store: Store, status: str) -> None:
     store.database.update(RunRow, run.id, status="finished")
     store.delete_run(run.id)
     with pytest.raises(InputError, match="is gone"):
+        store.orders.add(run, "pause")
+
+
+def test_a_run_that_is_only_watched_takes_none(store: Store) -> None:
+    run = started(store)
+    store.database.update(RunRow, run.id, job=None)
+    with pytest.raises(InputError, match="is only watched"):
         store.orders.add(run, "pause")
 
 
@@ -130,6 +138,7 @@ def test_a_home_of_the_first_release_is_brought_up_to_date(home: Path, tmp_path:
     assert (run.fork, run.orphan, run.origin, run.path) == (None, False, "run", None)
     assert [event.id for event in store.events_after(0, "old-1")] == [41]
     store.append(Event(run="old-1", step=7, kind="run_resumed", payload={"from_step": 7}))
+    store.database.update(RunRow, "old-1", job="train-1")
     order = store.orders.add(store.run("old-1"), "checkpoint")
     assert store.orders.open("old-1") == [order] and store.last_event_id() == 42
     store.close()

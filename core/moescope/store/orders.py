@@ -27,6 +27,8 @@ class Orders:
             if current is None or current.status not in ("running", "paused"):
                 status = "gone" if current is None else current.status
                 raise InputError(f"{run.name!r} is {status}: only a run in training takes orders.")
+            if current.job is None:
+                raise InputError(f"{run.name!r} is only watched: the process that trains it takes no orders from here.")
             row = OrderRow(id=new_id(kind), run=run.id, kind=kind, created=now(), layer=layer, expert=expert)
             self.database.put(row)
         return row

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
+from moescope_server.forms import form_schema
 from moescope_server.wire import JSON
 
 router = APIRouter()
@@ -16,6 +17,12 @@ def presets() -> Response:
     from moescope.train.preset import presets as bundled
 
     return JSON(list(bundled().values()))
+
+
+@router.get("/schema/run")
+def run_schema() -> Response:
+    """What the form of a new run is made from."""
+    return JSON(form_schema())
 
 
 @router.get("/sources")

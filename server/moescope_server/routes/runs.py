@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
+from moescope.config import dump
 from moescope.errors import InputError
 from moescope.store import CheckpointRow, JobRow, NotFoundError, RunRow, Store, TraceRow
 from moescope_server.analysis import accepted, figure_function
 from moescope_server.deps import Id, JobsDep, ServicesDep, StoreDep
 from moescope_server.jobs import JobRunner
 from moescope_server.routes.events import MAX_ID, public_event
-from moescope_server.schemas import EventPublic, RunCreate, RunPublic, RunStarted
-from moescope_server.training import can_resume, create_run
+from moescope_server.schemas import (
+    EventPublic,
+    OrderCreate,
+    OrderGiven,
+    RunCheck,
+    RunChecked,
+    RunCreate,
+    RunPublic,
+    RunStarted,
+)
+from moescope_server.starting import Wanted, create_run, plan_run
+from moescope_server.training import can_resume
 from moescope_server.wire import JSON
 
 router = APIRouter(prefix="/runs")
@@ -24,56 +36,87 @@ RUN_FIGURES = ("loss", "load_over_time", "objectives")
 """Figures that are drawn from a run's events; the others are drawn from a trace."""
 
 
-def public(store: Store, row: RunRow) -> RunPublic:
+def public(store: Store, row: RunRow, ahead: Mapping[str, int]) -> RunPublic:
     snapshots = sorted(store.database.all(TraceRow, run=row.id), key=lambda trace: trace.step or 0)
     checkpoints = sorted(store.database.all(CheckpointRow, run=row.id), key=lambda item: item.step or 0)
     made = RunPublic.model_validate(row)
     return made.model_copy(
-        update={"snapshots": [trace.id for trace in snapshots], "checkpoints": [item.id for item in checkpoints]}
+        update={
+            "snapshots": [trace.id for trace in snapshots],
+            "checkpoints": [item.id for item in checkpoints],
+            "ahead": ahead.get(row.job or "", 0),
+            "sample": row.origin == "sample",
+        }
     )
 
 
 @router.get("")
-def list_runs(store: StoreDep) -> list[RunPublic]:
-    return [public(store, row) for row in store.runs()]
+def list_runs(store: StoreDep, jobs: JobsDep) -> list[RunPublic]:
+    ahead = jobs.ahead()
+    return [public(store, row, ahead) for row in store.runs()]
 
 
 @router.post("", status_code=202)
 def start_run(body: RunCreate, store: StoreDep, jobs: JobsDep) -> RunStarted:
+    wanted = _planned(store, body)
+    with store.database.transaction():
+        run = create_run(store, wanted, body.name)
+        return RunStarted(run=run.id, job=_submit(store, jobs, run, resume=False).id)
+
+
+@router.post("/check")
+def check_run(body: RunCheck, store: StoreDep) -> Response:
+    """What starting would do; nothing is started."""
+    try:
+        config = dump(_planned(store, body).config)
+    except InputError as error:
+        return JSON(RunChecked(ok=False, error=str(error), config=None).model_dump())
+    return JSON(RunChecked(ok=True, error=None, config=config).model_dump())
+
+
+def _planned(store: Store, body: RunCheck) -> Wanted:
     from moescope.train.preset import preset_names
 
-    if body.preset not in preset_names():
+    if body.preset is not None and body.preset not in preset_names():
         raise InputError(f"There is no preset {body.preset!r}; there are {', '.join(preset_names())}.")
-    run = create_run(store, body.preset, body.set, body.name)
-    return RunStarted(run=run.id, job=_submit(store, jobs, run, resume=False).id)
+    return plan_run(store, body.preset, body.set, body.fork)
+
+
+@router.post("/{id}/orders", status_code=202)
+def order(id: Id, body: OrderCreate, store: StoreDep) -> OrderGiven:
+    """Ask something of a run in training; the `order` event says what came of it."""
+    return OrderGiven(order=store.orders.add(store.run(id), body.kind, body.layer, body.expert).id)
 
 
 @router.post("/{id}/stop")
 def stop_run(id: Id, store: StoreDep, jobs: JobsDep) -> RunPublic:
     run = store.run(id)
-    if run.status not in ("queued", "running") or run.job is None:
+    if not run.active:
         raise InputError(f"{run.name!r} is {run.status}: there is nothing to stop.")
+    if run.job is None:
+        raise InputError(f"{run.name!r} is only watched: the program that trains it can stop it.")
     jobs.cancel(run.job)
-    return public(store, store.run(id))
+    return public(store, store.run(id), jobs.ahead())
 
 
 @router.post("/{id}/resume", status_code=202)
 def resume_run(id: Id, store: StoreDep, jobs: JobsDep) -> RunStarted:
-    run = store.run(id)
-    can_resume(store, run)
-    return RunStarted(run=run.id, job=_submit(store, jobs, run, resume=True).id)
+    with store.database.transaction():
+        run = store.run(id)
+        can_resume(store, run)
+        return RunStarted(run=run.id, job=_submit(store, jobs, run, resume=True).id)
 
 
 def _submit(store: Store, jobs: JobRunner, run: RunRow, *, resume: bool) -> JobRow:
     with store.database.transaction():
         job = jobs.submit("train", {"run": run.id, "resume": resume})
-        store.database.update(RunRow, run.id, job=job.id, status="queued", error=None)
+        store.database.update(RunRow, run.id, job=job.id, status="queued", error=None, orphan=False)
     return job
 
 
 @router.get("/{id}")
-def one_run(id: Id, store: StoreDep) -> RunPublic:
-    return public(store, store.run(id))
+def one_run(id: Id, store: StoreDep, jobs: JobsDep) -> RunPublic:
+    return public(store, store.run(id), jobs.ahead())
 
 
 @router.delete("/{id}", status_code=204)
