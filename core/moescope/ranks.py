@@ -3,7 +3,7 @@
 Each rank holds an equal number of rows of the global batch, in order. A statistic that a router or an objective takes
 from its batch goes through here, so that every rank has the global one: `summed` for sums (a mean is
 `summed(total) / summed(count)`), `gathered` where the rows themselves are needed, `global_rows` for noise that a single
-process would draw in one piece.
+process would draw in one piece. What ranks decide by, they take from the first one: `agreed`.
 """
 
 from __future__ import annotations
@@ -60,6 +60,15 @@ def gathered(rows_Tx: Tensor) -> Tensor:
     parts = [torch.empty_like(rows_Tx) for _ in range(world())]
     distributed.all_gather(parts, rows_Tx.detach().contiguous())
     return torch.cat(parts)
+
+
+def agreed(value: Tensor) -> Tensor:
+    """The first rank's `value`, on every rank: for decisions that must not differ by a rounding. Without gradient."""
+    if world() == 1:
+        return value.detach()
+    value = value.detach().clone()
+    distributed.broadcast(value, src=0)
+    return value
 
 
 def global_rows(num_rows: int) -> tuple[int, int]:

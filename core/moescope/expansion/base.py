@@ -1,8 +1,8 @@
 """What growth is made of: detectors see one layer after its backward pass, initialisers part a copy from its original,
 acceptors judge what was added.
 
-One instance of each serves one MoE layer. State is a dict of tensors on the CPU (float64, int64, bool), whose names
-and shapes are fixed from the start; with it, a restored instance goes on bit for bit. Shapes: E expert slots, d model
+One instance of each serves one MoE layer. State is a dict of tensors on the CPU (float64, int64, bool); with it, a
+restored instance goes on bit for bit. Shapes: E expert slots, d model
 width, n tokens sent to one expert, g rows of the expert's first linear weight.
 """
 
@@ -22,6 +22,8 @@ State = dict[str, Tensor]
 
 Why = Literal["drift", "coverage", "random"]
 """What a detector answers to; the `why` of an `expansion` event."""
+
+Scope = Literal["fc1", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +49,16 @@ class View:
     layer:      index of the block.
     step:       optimizer steps done before this one.
     alive_E:    bool.
-    norm_E:     float64, L2 norm of the batch gradient of the expert's first linear weight; 0 at dead slots.
-    cos_E:      float64, cosine of that gradient with the weight, both flattened; 0 where either is 0.
-    norm_all_E, cos_all_E: the same over all weights of the expert.
-    size, size_all: how many numbers these are (the D of 1/sqrt(D)).
+    norm_E:     float64, L2 norm of the batch gradient of the expert's first linear weight, or of all its weights
+                (`Detector.scope`); 0 at dead slots.
+    cos_E:      float64, cosine of that gradient with the weights, both flattened; 0 where either is 0.
+    size:       how many numbers these are (the D of 1/sqrt(D)).
     sent_E:     int64, tokens sent to the expert, over the global batch.
-    unreached:  valid tokens that were sent nowhere.
+    tokens:     valid tokens of the global batch.
+    unreached:  those of them for which no expert was wanted.
     loss:       the step's training loss, objectives left out.
     unreached_mean: mean of the layer's inputs over the unreached tokens, float32 [d]; None where all were reached.
+    nearest:    the living expert whose row has the largest cosine with a token vector [d]; None without rows.
     gradients:  (expert, most, seed) -> token gradients of one expert, of at most so many tokens, computed when asked
                 for; there on the steps on which the detector `wants_gradients`.
     """
@@ -64,14 +68,13 @@ class View:
     alive_E: Tensor
     norm_E: Tensor
     cos_E: Tensor
-    norm_all_E: Tensor
-    cos_all_E: Tensor
     size: int
-    size_all: int
     sent_E: Tensor
+    tokens: int
     unreached: int
     loss: float
     unreached_mean: Callable[[], Tensor | None] = lambda: None
+    nearest: Callable[[Tensor], int | None] = lambda token_d: None
     gradients: Callable[[int, int, int], TokenGradients] | None = None
 
 
@@ -131,6 +134,8 @@ class Detector(Stateful, ABC):
     rule:     in one line. source: paper and equation. departs: from it, and why.
     why:      what it answers to.
     captures: whether it reads `View.gradients`, which costs memory and time.
+    drops:    whether it may name experts to be removed.
+    scope:    whose gradient `View.norm_E` and `cos_E` are of: the first linear weight, or all of the expert's.
     """
 
     Config: ClassVar[type[BaseConfig]]
@@ -139,6 +144,8 @@ class Detector(Stateful, ABC):
     departs: ClassVar[str] = ""
     why: ClassVar[Why] = "drift"
     captures: ClassVar[bool] = False
+    drops: ClassVar[bool] = False
+    scope: Scope = "fc1"
 
     def __init__(self, config: BaseConfig, num_slots: int, seed: int = 0) -> None:
         self.config = config
@@ -203,6 +210,8 @@ class Acceptor(Stateful, ABC):
     departs: ClassVar[str] = ""
     keeps_parent: bool = False
     """Whether the parent's weights and moments of the moment of growth have to be kept until the verdict."""
+    takes: int = 0
+    """Steps from a growth to its verdict: none is begun that could not be judged within the phase."""
 
     def __init__(self, config: BaseConfig, num_slots: int, patience: int) -> None:
         self.config = config

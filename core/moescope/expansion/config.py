@@ -42,7 +42,7 @@ class ExpansionConfig(Config):
         default=False, metadata=doc("after the phase, remove experts whose removal costs no held-out loss")
     )
     prune_tolerance: float = field(
-        default=0.0, metadata=doc("most that a removal may cost, as a share of the held-out loss")
+        default=0.0, metadata=doc("most that these removals may cost together, as a share of the held-out loss")
     )
     drift_every: int = field(default=1, metadata=doc("steps between `drift` events in which nothing fired"))
 

@@ -79,10 +79,15 @@ def _put(staging: Path, target: Path) -> None:
     _sync(target.parent)
 
 
+def _exact(name: str) -> bool:
+    """Whether a tensor is float32 whatever the model's dtype: what routers decide by."""
+    return ".router." in name or name.endswith(".shift_E")
+
+
 def _stored(model: Transformer, dtype: torch.dtype | None) -> dict[str, Tensor]:
     tensors = {}
     for name, tensor in model.state_dict().items():
-        cast = dtype is not None and tensor.is_floating_point() and ".router." not in name
+        cast = dtype is not None and tensor.is_floating_point() and not _exact(name)
         tensors[name] = tensor.detach().to("cpu", dtype if cast else tensor.dtype).contiguous()
     return tensors
 
@@ -171,6 +176,6 @@ def _read_tensors(path: Path, wanted: Mapping[str, Tensor], dtype: torch.dtype |
             tensor = read(name)
             if not bool(torch.isfinite(tensor).all()):
                 raise InputError(f"{path.name}: tensor {name!r} holds values that are not finite.")
-            floats = torch.float32 if ".router." in name else dtype or tensor.dtype
+            floats = torch.float32 if _exact(name) else dtype or tensor.dtype
             tensors[name] = tensor.to(floats if expected.is_floating_point() else expected.dtype, copy=True)
     return tensors

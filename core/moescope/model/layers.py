@@ -5,8 +5,10 @@ Shapes: B sequences, S positions, H heads, D head width, T = B * S tokens, d mod
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -93,9 +95,7 @@ class MoELayer(nn.Module):
     alive_E: Tensor
     shift_E: Tensor | None
 
-    def __init__(
-        self, router: Router, bank: Bank, shared: SwiGLU | None, num_alive: int, shifts: bool = False
-    ) -> None:
+    def __init__(self, router: Router, bank: Bank, shared: SwiGLU | None, num_alive: int, shifts: bool = False) -> None:
         super().__init__()
         self.router, self.bank, self.shared = router, bank, shared
         self.register_buffer("alive_E", torch.arange(router.num_experts) < num_alive)
@@ -103,6 +103,12 @@ class MoELayer(nn.Module):
 
         self.keeps: frozenset[Seen] = frozenset()
         """What to keep for objectives; set by `Transformer.keeping`."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.shift_E is not None:
+            self.shift_E = self.shift_E.float()
+        return self
 
     def forward(
         self, x_Td: Tensor, context: RouterContext, previous: LayerRecord | None = None
