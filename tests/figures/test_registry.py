@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 
 from figure_cases import CASES, browser, run_events
+from growth_case import busy_events, growth_events
 from moescope.errors import InputError
+from moescope.events import Event
 from moescope.figures import FIGURES
 from moescope.trace.schema import Trace
 
-OF_EVENTS = ("loss", "load_over_time", "objectives")
-OF_SWEEPS = ("race",)  # tests/figures/test_race.py
-OF_TRACES = tuple(name for name in FIGURES if name not in (*OF_EVENTS, *OF_SWEEPS))
+OF_EVENTS = ("loss", "load_over_time", "objectives", "drift", "drift_signal", "lineage")
+OF_SNAPSHOTS = ("token_flow", "tightness", "divergence")  # tests/figures/test_snapshot_figures.py
+OF_SWEEPS = ("race", "frontier")  # their own tests
+OF_TRACES = tuple(name for name in FIGURES if name not in (*OF_EVENTS, *OF_SWEEPS, *OF_SNAPSHOTS))
 ROLES = {
     "tokens": ("group", "experts"),
     "cells": ("x", "y"),
@@ -24,6 +27,8 @@ ROLES = {
     "curve": (),
     "step_cells": ("y",),
     "blank": (),
+    "marks": (),
+    "flow": ("experts",),
 }
 META = {"moescope", "name", "layer", "title", "caption", "shown", "total", "note"}
 
@@ -50,7 +55,7 @@ def drawn(name: str, trace: Trace) -> Iterator[Any]:
 def check(name: str, figure: Any) -> None:
     seen = browser(figure)
     layout, meta = seen["layout"], seen["layout"]["meta"]
-    assert set(meta) - {"grow"} == META and meta["moescope"] == 1 and meta["name"] == name
+    assert set(meta) - {"grow", "again", "options"} == META and meta["moescope"] == 1 and meta["name"] == name
     assert meta["title"] and meta["caption"].endswith(".") and meta["shown"] <= meta["total"]
     assert (meta["note"] is None) or meta["shown"] < meta["total"] or "values" in meta["note"]
     assert layout["paper_bgcolor"] == layout["plot_bgcolor"] == "rgba(0,0,0,0)"
@@ -71,6 +76,15 @@ def test_a_figure_of_a_trace_keeps_the_contract(name: str, trace: Trace) -> None
 @pytest.mark.parametrize("name", OF_EVENTS)
 def test_a_figure_of_events_keeps_the_contract(name: str, experts: int, steps: int) -> None:
     check(name, FIGURES[name](run_events(steps, experts)))
+
+
+@pytest.mark.parametrize("name", OF_EVENTS)
+@pytest.mark.parametrize("log", [growth_events(), busy_events(), growth_events(70)], ids=["grown", "busy", "early"])
+def test_a_figure_of_a_growing_run_keeps_the_contract(name: str, log: list[Event]) -> None:
+    check(name, FIGURES[name](log))
+    if "layer" in inspect.signature(FIGURES[name]).parameters:
+        with pytest.raises(InputError, match="Layer 7 is not an MoE layer of this run; its MoE layers are "):
+            FIGURES[name](log, 7)
 
 
 @pytest.mark.parametrize("name", [name for name in OF_TRACES if name != "layer_expert_load"])

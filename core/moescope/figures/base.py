@@ -11,6 +11,8 @@ import plotly.graph_objects as go
 from moescope.figures.wording import escape
 
 TRANSPARENT = "rgba(0,0,0,0)"
+ABOVE = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
+"""A legend in a row above the plot."""
 GRID = "rgba(133,139,148,0.22)"
 
 
@@ -25,13 +27,23 @@ def figure(
     total: int | None = None,
     note: str | None = None,
     grow: Sequence[Mapping[str, Any]] = (),
+    again: Sequence[str] = (),
+    options: Mapping[str, Sequence[Any]] | None = None,
     **layout: Any,
 ) -> go.Figure:
-    """A figure with transparent background, no theme, and `layout.meta` as docs/contracts.md says."""
+    """A figure with transparent background, no theme, and `layout.meta` as docs/contracts.md says.
+
+    grow: how events extend it. again: kinds of events after which it is to be asked for again. options: what may be
+    chosen, by the name of the parameter.
+    """
     meta: dict[str, Any] = {"moescope": 1, "name": name, "layer": layer, "title": title, "caption": caption}
     meta |= {"shown": shown, "total": total, "note": note}
     if grow:
         meta["grow"] = [dict(entry) for entry in grow]
+    if again:
+        meta["again"] = list(again)
+    if options is not None:
+        meta["options"] = {name: list(values) for name, values in options.items()}
     return go.Figure(
         data=list(traces),
         layout={

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from moescope.events import Event
-from moescope.figures.base import axis, figure
+from moescope.events import Event, loss_unit
+from moescope.figures.base import ABOVE, axis, figure
+from moescope.figures.marks import AGAIN, marked
 from moescope.figures.palette import CATEGORICAL, NEUTRAL
 from moescope.figures.wording import escape, number
 
@@ -72,12 +73,25 @@ def _further(log: Sequence[Event]) -> list[str]:
 
 
 def _floor(log: Sequence[Event]) -> tuple[float, float] | None:
-    """The least possible loss and its standard error, in nats, where the data knows it."""
+    """The least possible loss and its standard error, in the loss's unit, where the data knows it."""
     for event in log:
         floor = event.payload.get("data", {}).get("floor") if event.kind == "run_started" else None
         if floor:
-            return float(floor["nats"]), float(floor["std_error"])
+            least = floor["nats"] if "nats" in floor else floor["squared_error"]
+            return float(least), float(floor["std_error"])
     return None
+
+
+def unit_of(log: Iterable[Event]) -> str:
+    """The unit of a run's loss: nats, or squared error where the model predicts values."""
+    started = (event.payload for event in log if event.kind == "run_started")
+    return loss_unit(next(started, {}).get("config", {}))
+
+
+_MEANING = {
+    "nats": "Cross-entropy in nats per token (per image where the model classifies), without auxiliary losses.",
+    "squared error": "Mean squared error of the predicted values, without auxiliary losses.",
+}
 
 
 def _of_further(log: Sequence[Event], names: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
@@ -86,7 +100,7 @@ def _of_further(log: Sequence[Event], names: Sequence[str]) -> list[tuple[str, t
     Of text, what compares: the same documents as they are, and the kept words of each corrupted version.
     """
     started = next((event.payload for event in log if event.kind == "run_started"), {})
-    if not names or started.get("config", {}).get("model", {}).get("head") == "class":
+    if not names or started.get("config", {}).get("model", {}).get("head") in ("class", "values"):
         return [(f"held out, {name}", ("evals", name, "loss")) for name in names]
     clean = ("same documents, clean", ("evals", names[0], "clean"))
     return [clean, *((f"same documents, {name}, words kept", ("evals", name, "kept")) for name in names)]
@@ -102,12 +116,12 @@ def leaky(log: Iterable[Event]) -> str:
     return ""
 
 
-def _evaluated(held: Sequence[Event], name: str, path: tuple[str, ...], index: int) -> go.Scatter:
+def _evaluated(held: Sequence[Event], name: str, path: tuple[str, ...], index: int, unit: str) -> go.Scatter:
     step, value = series(held, *path)
     return go.Scatter(
         x=step, y=value, mode="lines+markers", name=escape(name),
         line={"width": 2, "color": CATEGORICAL[1 + index % 6], "dash": "dash"}, marker={"size": 6},
-        hovertemplate="step %{x}<br>%{y:.4f} nats<extra>%{fullData.name}</extra>", meta={"role": "curve"},
+        hovertemplate=f"step %{{x}}<br>%{{y:.4f}} {unit}<extra>%{{fullData.name}}</extra>", meta={"role": "curve"},
     )  # fmt: skip
 
 
@@ -130,12 +144,12 @@ def loss(events: Iterable[Event], *, max_points: int = 4000) -> go.Figure:
     Further evaluations have a curve each. A line stands at the least possible loss, where the data knows it.
     """
     log = list(events)
-    further, floor = _of_further(log, _further(log)), _floor(log)
+    further, floor, unit = _of_further(log, _further(log)), _floor(log), unit_of(log)
     train, held = current(log, "train"), current(log, "eval")
     step, value = series(train, "loss")
     eval_step, eval_value = series(held, "loss")
     keep = thinned(len(step), max_points)
-    hover = "step %{x}<br>%{y:.4f} nats<extra>%{fullData.name}</extra>"
+    hover = f"step %{{x}}<br>%{{y:.4f}} {unit}<extra>%{{fullData.name}}</extra>"
     curve = {"role": "curve"}
     raw = go.Scatter(
         x=step[keep], y=value[keep], mode="lines", name="train, each step", line={"width": 1, "color": NEUTRAL},
@@ -150,21 +164,25 @@ def loss(events: Iterable[Event], *, max_points: int = 4000) -> go.Figure:
         marker={"size": 6}, hovertemplate=hover, meta=curve,
     )  # fmt: skip
     shown = len(keep)
-    return figure(
+    drawn = figure(
         [
             raw,
             mean,
             evaluated,
-            *(_evaluated(held, name, path, i) for i, (name, path) in enumerate(further)),
+            *(_evaluated(held, name, path, i, unit) for i, (name, path) in enumerate(further)),
             *([_in_range(floor[0])] if floor else []),
         ],
         name="loss",
         title="Loss",
         caption=leaky(log)
         + (
-            "Cross-entropy in nats per token (per image where the model classifies), without auxiliary losses. Faint: "
-            f"each training step; the running mean keeps {SMOOTHING:g} of itself a step; dots: held-out data."
-            + (f" Dotted line: the least loss that is possible, {floor[0]:.3f} ± {floor[1]:.3f} nats." if floor else "")
+            f"{_MEANING[unit]} Faint: each training step; the running mean keeps {SMOOTHING:g} of itself a step; "
+            "dots: held-out data."
+            + (
+                f" Dotted line: the least loss that is possible, {floor[0]:.3f} ± {floor[1]:.3f} {unit}."
+                if floor
+                else ""
+            )
         ),
         shown=shown,
         total=len(step),
@@ -180,7 +198,9 @@ def loss(events: Iterable[Event], *, max_points: int = 4000) -> go.Figure:
         ],
         shapes=[_line_at(floor[0])] if floor else [],
         xaxis=axis("step", rangemode="tozero"),
-        yaxis=axis("loss (nats)"),
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        yaxis=axis(f"loss ({unit})"),
+        legend=ABOVE,
         hovermode="x unified",
+        again=AGAIN,
     )
+    return marked(drawn, log, None)

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 import plotly.graph_objects as go
 
 from moescope.events import Event
-from moescope.figures.base import axis, figure
+from moescope.figures.base import ABOVE, axis, figure
 from moescope.figures.loss import current, series, thinned, thinning_note
+from moescope.figures.marks import AGAIN, marked
 from moescope.figures.palette import label_colours
 
 
@@ -41,7 +42,7 @@ def objectives(events: Iterable[Event], *, max_points: int = 4000) -> go.Figure:
             )
         )  # fmt: skip
         grow.append({"kind": "train", "trace": i, "x": "step", "y": f"objectives.{name}"})
-    return figure(
+    drawn = figure(
         data,
         name="objectives",
         title="Auxiliary losses",
@@ -58,6 +59,8 @@ def objectives(events: Iterable[Event], *, max_points: int = 4000) -> go.Figure:
         grow=grow,
         xaxis=axis("step", rangemode="tozero"),
         yaxis=axis("weighted value"),
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        legend=ABOVE,
         showlegend=True,
+        again=AGAIN,
     )
+    return marked(drawn, log, None)
