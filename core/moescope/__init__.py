@@ -5,19 +5,14 @@ The library works without server and frontend; importing it imports neither torc
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from moescope.watching import watch
-
-__all__ = ["__version__", "watch"]
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
+    """`moescope.watch`, imported when it is first asked for (by name: lower layers import this package)."""
     if name == "watch":
-        from moescope import watching
-
-        return watching.watch
+        return importlib.import_module("moescope.watching").watch
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
