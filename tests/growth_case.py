@@ -156,9 +156,11 @@ def _step(
     if step % 5 == 0:
         rows = []
         for layer in layers:
-            load, alive = told.load(layer, step, slots, topics, rng), len(told.at(layer, step))
-            rows.append({"layer": layer, "load": load, "maxvio": max(load) * alive - 1, "dropped": 0.0, "tokens": 512,
-                         "experts_per_token": 1.6, "effective_experts": 1.8})  # fmt: skip
+            load, alive = told.load(layer, step, slots, topics, rng), sorted(told.at(layer, step))
+            rows.append({
+                "layer": layer, "load": load, "alive": alive, "maxvio": max(load) * len(alive) - 1, "dropped": 0.0,
+                "tokens": 512, "experts_per_token": 1.6, "effective_experts": 1.8,
+            })  # fmt: skip
         yield "load", {"layers": rows}
     grown = next((c for c in now if c.parent is not None and c.why in ("drift", "coverage")), None)
     if step >= 20 and (step % 10 == 0 or grown is not None) and step < GROWN * (1 if told.owners is OWNERS else 99):

@@ -8,6 +8,7 @@ import importlib
 import inspect
 import json
 import os
+import threading
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -22,9 +23,13 @@ from moescope_server.traces import OpenTrace
 from moescope_server.wire import encode
 
 if TYPE_CHECKING:
+    from moescope.metrics import Measurement
     from moescope.projection import Method, Progress, Projection
 
 _FIGURE_BYTES = 96 << 20
+
+POINT_DRAWS = 40
+"""Draws from the null and for the interval of a measure in a series: a band and a bar, not a test."""
 
 
 class Analysis:
@@ -54,10 +59,7 @@ class Analysis:
             if not file.is_file():
                 from moescope.metrics import measure
 
-                plain = [dataclasses.asdict(item) for item in measure(opened.trace)]
-                partial = file.with_name(f".{key}.{os.getpid()}.partial")
-                partial.write_bytes(encode(plain))
-                partial.replace(file)
+                _keep(file, [dataclasses.asdict(item) for item in measure(opened.trace)])
             kept: list[dict[str, Any]] = json.loads(file.read_bytes())
             return kept
 
@@ -117,22 +119,65 @@ class Analysis:
         )
         return found
 
-    def project(self, opened: OpenTrace, layer: int, method: Method, progress: Progress | None = None) -> Projection:
+    def answers(self, opened: OpenTrace) -> dict[int, dict[int, str]]:
+        """What each expert of each layer responds to, in two words."""
+        from moescope.figures.cards import answers
+
+        found: dict[int, dict[int, str]] = self.value(opened, ("answers",), lambda: answers(opened.trace))
+        return found
+
+    def point(self, opened: OpenTrace, layer: int, names: tuple[str, ...]) -> list[Measurement]:
+        """Some measures of one layer with few draws, as a point of a series; kept on disk."""
+        from moescope.metrics import Measurement, measure
+
+        few = f"{self.digest(opened)} {_code('moescope.metrics')} {layer} {names} {POINT_DRAWS}"
+        file = self.store.home / "cache" / "metrics" / f"{hashlib.sha256(few.encode()).hexdigest()}.json"
+
+        def make() -> list[Measurement]:
+            if not file.is_file():
+                found = measure(opened.trace, names, [layer], permutations=POINT_DRAWS, bootstrap=POINT_DRAWS)
+                _keep(file, [dataclasses.asdict(item) for item in found])
+            return [Measurement(**item) for item in json.loads(file.read_bytes())]
+
+        found: list[Measurement] = self.value(opened, ("point", layer, names), make)
+        return found
+
+    def project(
+        self,
+        opened: OpenTrace,
+        layer: int,
+        method: Method,
+        progress: Progress | None = None,
+        *,
+        after: Projection | None = None,
+    ) -> Projection:
         """Positions of the sampled tokens in the plane; kept on disk. Raises `InputError` if no vectors were kept."""
         from moescope.projection import project
 
         folder = self.store.home / "cache" / "projections"
-        return project(_vectors(opened, layer), method, cache=folder, progress=progress)
+        return project(_vectors(opened, layer), method, cache=folder, progress=progress, after=after)
 
-    def projected(self, opened: OpenTrace, layer: int, method: Method) -> Projection | None:
+    def projected(
+        self, opened: OpenTrace, layer: int, method: Method, *, after: Projection | None = None
+    ) -> Projection | None:
         """The same if it is quick: PCA, or what is on disk already; else None."""
         from moescope.projection import cached_projection
 
+        since = None if after is None else after.key
         if method == "pca":
-            quick: Projection = self.value(opened, ("pca", layer), lambda: self.project(opened, layer, "pca"))
+            quick: Projection = self.value(
+                opened, ("pca", layer, since), lambda: self.project(opened, layer, "pca", after=after)
+            )
             return quick
         folder = self.store.home / "cache" / "projections"
-        return cached_projection(_vectors(opened, layer), method, cache=folder)
+        return cached_projection(_vectors(opened, layer), method, cache=folder, after=after)
+
+
+def _keep(file: Path, value: Any) -> None:
+    """Write JSON; the file appears complete or not at all."""
+    partial = file.with_name(f".{file.stem}.{os.getpid()}.{threading.get_ident()}.partial")
+    partial.write_bytes(encode(value))
+    partial.replace(file)
 
 
 def parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

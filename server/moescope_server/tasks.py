@@ -82,10 +82,19 @@ def _train(store: Store, row: JobRow, report: Report, stop: Callable[[], bool]) 
 
 
 def _project(store: Store, row: JobRow, report: Report, stop: Callable[[], bool]) -> Mapping[str, Any]:
-    trace, layer = row.spec["trace"], row.spec["layer"]
+    """A map of one trace, or of every trace of a series, each started from the one before."""
+    spec = row.spec
+    series, before = spec.get("series") or [spec["trace"]], None
     report("projecting")
-    Analysis(store).project(TraceCache().open(store.trace(trace)), layer, row.spec["method"], report)
-    return {"trace": trace, "layer": layer, "method": row.spec["method"]}
+    analysis, traces = Analysis(store), TraceCache()
+    for place, trace in enumerate(series):
+
+        def tell(stage: str, done: float, place: int = place) -> None:
+            report(stage, (place + done) / len(series))
+
+        opened = traces.open(store.trace(trace))
+        before = analysis.project(opened, spec["layer"], spec["method"], tell, after=before)
+    return {"trace": series[-1], "layer": spec["layer"], "method": spec["method"]}
 
 
 def _sweep(store: Store, row: JobRow, report: Report, stop: Callable[[], bool]) -> Mapping[str, Any]:

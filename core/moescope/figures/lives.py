@@ -108,9 +108,9 @@ def _from_the_start(log: Sequence[Event], layer: int) -> list[Life]:
             return [Life(layer, int(expert), None, event.step) for expert in ids]
     born: dict[int, int] = {}
     for event in settled(log, ("load",)):
-        for expert, share in enumerate((of_layer(event, layer) or {}).get("load", ())):
-            if share is not None:
-                born.setdefault(expert, event.step)
+        told = of_layer(event, layer) or {}
+        for expert in told.get("alive", range(len(told.get("load", ())))):
+            born.setdefault(int(expert), event.step)
     first = min(born.values(), default=0)
     return [Life(layer, expert, None, 0 if step == first else step) for expert, step in sorted(born.items())]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,8 @@ def token_map(
     seed: int = 0,
     text: bool = True,
     webgl: bool = False,
+    ranges: tuple[tuple[float, float], tuple[float, float]] | None = None,
+    again: Sequence[str] = (),
 ) -> go.Figure:
     """Scatter of the sampled tokens' router inputs in the plane, one trace per category.
 
@@ -50,6 +52,8 @@ def token_map(
     text:       False leaves token text out of the hover, for a page that has it already.
     webgl:      draw with WebGL, for very many points. It compiles its drawing commands at run time and shows nothing
                 under a Content-Security-Policy without 'unsafe-eval', so the page draws SVG (12,000 points in 0.5 s).
+    ranges:     of x and y, the same for every map of a series; None: what holds the points.
+    again:      kinds of events after which a live page asks for it again.
 
     Raises `InputError` for a trace without hidden vectors, an unknown layer or colour, or a projection of other tokens.
     """
@@ -96,8 +100,9 @@ def token_map(
         shown=shown,
         total=total,
         note=_note(shown, sampled, total),
-        xaxis=axis(showgrid=False, showticklabels=False),
-        yaxis=axis(showgrid=False, showticklabels=False, scaleanchor="x", scaleratio=1),
+        again=again,
+        xaxis=axis(showgrid=False, showticklabels=False, range=ranges and ranges[0]),
+        yaxis=axis(showgrid=False, showticklabels=False, range=ranges and ranges[1], scaleanchor="x", scaleratio=1),
         dragmode="pan",
         legend=_legend(color, [drawn.name for drawn in traces if drawn.showlegend]),
     )

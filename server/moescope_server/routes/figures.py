@@ -10,8 +10,8 @@ from moescope.errors import InputError
 from moescope.store import NotFoundError
 from moescope_server.analysis import accepted, figure_function, parameters
 from moescope_server.deps import Id, ServicesDep
-from moescope_server.routes.runs import RUN_FIGURES
 from moescope_server.routes.sweeps import SWEEP_FIGURES
+from moescope_server.run_figures import RUN_FIGURES
 from moescope_server.wire import JSON
 
 router = APIRouter(prefix="/traces/{id}/figures")

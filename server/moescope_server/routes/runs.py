@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Response
 
 from moescope.config import dump
 from moescope.errors import InputError
-from moescope.store import CheckpointRow, JobRow, NotFoundError, RunRow, Store, TraceRow
-from moescope_server.analysis import accepted, figure_function
+from moescope.store import CheckpointRow, JobRow, RunRow, Store, TraceRow
 from moescope_server.deps import Id, JobsDep, ServicesDep, StoreDep
 from moescope_server.jobs import JobRunner
 from moescope_server.routes.events import MAX_ID, public_event
+from moescope_server.run_figures import growth, run_figure
 from moescope_server.schemas import (
     EventPublic,
     OrderCreate,
@@ -29,11 +29,6 @@ from moescope_server.training import can_resume
 from moescope_server.wire import JSON
 
 router = APIRouter(prefix="/runs")
-
-FIGURE_EVENTS = ("run_started", "train", "eval", "load", "calibration", "run_resumed")
-"""Events that a run's figures read."""
-RUN_FIGURES = ("loss", "load_over_time", "objectives")
-"""Figures that are drawn from a run's events; the others are drawn from a trace."""
 
 
 def public(store: Store, row: RunRow, ahead: Mapping[str, int]) -> RunPublic:
@@ -137,12 +132,32 @@ def run_events(
 
 
 @router.get("/{id}/figures/{name}")
-def figure(id: Id, name: str, all: ServicesDep, layer: int | None = None) -> Response:
+def figure(
+    id: Id,
+    name: str,
+    all: ServicesDep,
+    layer: int | None = None,
+    expert: int | None = None,
+    signal: Annotated[str | None, Query(max_length=200)] = None,
+    step: int | None = None,
+    before: int | None = None,
+    color: Annotated[str | None, Query(max_length=200)] = None,
+    label: Annotated[str | None, Query(max_length=200)] = None,
+    method: Literal["pca", "umap"] = "pca",
+    max_points: Annotated[int | None, Query(ge=1, le=1_000_000)] = None,
+) -> Response:
+    """One figure; 202 and the job's id while the projection it needs is computed."""
     all.store.run(id)
-    if name not in RUN_FIGURES:
-        raise NotFoundError(f"A run has no figure {name!r}; it has {', '.join(RUN_FIGURES)}.")
-    function = figure_function(name)
-    options = accepted(function, {"layer": layer})
-    events = all.store.events_after(0, id, list(FIGURE_EVENTS))
-    key = ("run", id, events[-1].id if events else 0, name, tuple(options.items()))
-    return JSON(all.analysis.figure(key, lambda: function(events, **options)))
+    given = {
+        "layer": layer, "expert": expert, "signal": signal, "step": step, "before": before, "color": color,
+        "label": label, "max_points": max_points,
+    }  # fmt: skip
+    return run_figure(all, id, name, {key: value for key, value in given.items() if value is not None}, method)
+
+
+@router.get("/{id}/growth")
+def family_tree(id: Id, all: ServicesDep, layer: int | None = None) -> Response:
+    """Who lives, who came from whom, when and why, and what each living expert responds to."""
+    all.store.run(id)
+    found = growth(all, id, layer)
+    return JSON(found | {"changes": [public_event(event).model_dump() for event in found["changes"]]})
