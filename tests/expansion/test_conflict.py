@@ -12,7 +12,8 @@ from torch import Tensor
 
 from moescope.errors import InputError
 from moescope.expansion import DETECTORS
-from moescope.expansion.base import Finding, TokenGradients, View
+from moescope.expansion.base import Finding, Split, TokenGradients, View
+from moescope.expansion.clone_direction import CloneDirection, CloneDirectionConfig
 from moescope.expansion.conflict import Conflict, ConflictConfig, conflict
 
 D, G = 6, 4
@@ -60,7 +61,6 @@ def oracle(found: TokenGradients, first_n: Tensor, ridge: float) -> tuple[np.nda
         for h, grad in zip(h_nr[first], grads[first], strict=True)
     )
     direction = whiten @ np.linalg.svd(whiten @ cross)[0][:, 0]
-    direction /= np.linalg.norm(direction)
     direction *= np.sign(direction[np.abs(direction).argmax()])
     tested, side = grads[~first], h_nr[~first] @ direction > 0
     one, two = tested[side], tested[~side]
@@ -222,6 +222,41 @@ def test_of_those_that_fire_the_one_with_most_to_explain_is_chosen() -> None:
         scaled = TokenGradients(x_nd=large.x_nd, u_ng=scale * large.u_ng)
         last = run(make(), range(21), lambda step: 1.0, {0: small, 3: scaled})[-1]
         assert last.fired_E.tolist() == [True, False, False, True] and last.chosen == chosen
+
+
+def test_an_expert_whose_copy_was_refused_gives_way_to_others() -> None:
+    """Else the one with most to explain would be tried for ever, and the others never."""
+    large, small = planted(300, 0)[0], planted(300, 1)[0]
+    two = {0: large, 3: TokenGradients(x_nd=small.x_nd, u_ng=1e-2 * small.u_ng)}
+    detector, chosen, step = make(), [], 0
+    for kept in (False, False, True):
+        found = run(detector, range(step, step + 21), lambda step: 1.0, two)[-1]
+        step += 25
+        assert found.chosen is not None and found.fired_E.tolist() == [True, False, False, True]
+        chosen.append(found.chosen)
+        detector.grown(found.chosen, 2)
+        if not kept:
+            detector.retired(2)
+    assert chosen == [0, 3, 0]
+    detector.grown(1, 0)
+    assert detector.state()["refused"].tolist() == [0, 0, 0, 1], "another expert came into the slot"
+
+
+def test_a_copy_can_be_parted_from_its_original_by_logits_of_a_size() -> None:
+    found, cluster_n = planted(400, 2)
+    parted = conflict(found, halves(400))
+    rows_Er = 0.02 * torch.randn(3, D, generator=torch.Generator().manual_seed(1))
+    rows_Er[2] = rows_Er[0]
+    before_nE = found.x_nd @ rows_Er.T
+    first_Egd = torch.zeros(3, G, D)
+    split = Split(parent=0, child=2, rows_Er=rows_Er, direction_r=parted.direction_r.float(), first_Egd=first_Egd)
+    CloneDirection(CloneDirectionConfig(push_logits=1.5)).part(split)
+    moved_nE = found.x_nd @ rows_Er.T - before_nE
+    torch.testing.assert_close(moved_nE[:, 0], -moved_nE[:, 2], atol=1e-4, rtol=1e-4)
+    assert moved_nE[:, 2].square().mean().sqrt() == pytest.approx(1.5, rel=0.1)
+    assert torch.equal(moved_nE[:, 1], torch.zeros(400))
+    agree = ((moved_nE[:, 2] > 0) == cluster_n).float().mean()
+    assert max(agree, 1 - agree) > 0.85
 
 
 def test_after_a_change_of_experts_losses_are_counted_anew() -> None:

@@ -96,7 +96,8 @@ class Finding:
     chosen:      the one that should be duplicated now, None for none. (The controller may still refuse: no free slot.)
     drop:        experts that should be removed now.
     direction_d: float32, direction in the space of the layer's inputs along which the copy's routing should part from
-                 the original's; None: the initialiser's choice.
+                 the original's, of such length that its product with the parent's tokens has mean square 1; None: the
+                 initialiser's choice.
     row_d:       float32, where in that space the new expert's row should point, in place of its parent's; None: a copy.
     note:        one phrase, where there is something to say.
     """
@@ -239,7 +240,7 @@ class Split:
     """One growth, as an initialiser is told of it: rows of `child` already equal those of `parent`.
 
     rows_Er:       the router's rows, to be changed in place; None where it has none.
-    direction_r:   unit vector in the rows' space, as the detector gave it; None where it gave none.
+    direction_r:   the detector's direction in the rows' space; None where it gave none.
     first_Egd:     first linear weight of all experts.
     first_grad_Egd, rows_grad_Er: their gradients on this step, to be changed in place; None between steps.
     generator:     CPU generator, a function of seed, layer and step.

@@ -59,8 +59,9 @@ class Conflict(Detector):
 
     On a plateau of the training loss, `every` steps, for each expert: on a random half of its tokens the direction of
     the router's space that best predicts their gradients (`find_direction`); on the other half, parted at that
-    direction, T and R (`part`). It fires where T > `statistic` and R > `explained`. Of those that fire, the one is
-    chosen whose sides explain most: R times the variance times the tokens that were sent.
+    direction, T and R (`part`). It fires where T > `statistic` and R > `explained`. Of those that fire, those are
+    preferred whose copies died least often since they last were copies themselves (a trial refused them), and of these
+    the one is chosen whose sides explain most: R times the variance times the tokens that were sent.
 
     Plateau: of the last 2 `window` training losses, the newer half's mean is more than (1 - `fall`) times the older
     half's. Losses are counted anew after every change of the layer's experts. Between looks, signals stay as they were.
@@ -76,21 +77,30 @@ class Conflict(Detector):
         super().__init__(config, num_slots, seed)
         self.losses = torch.full((2 * config.window,), torch.nan, dtype=torch.float64)
         self.last = {name: self._none() for name in ("conflict", "explained", "tokens")}
+        self.parent_E = torch.full((num_slots,), -1)
+        self.refused_E = torch.zeros(num_slots, dtype=torch.int64)
 
     def _none(self) -> Tensor:
         return torch.full((self.num_slots,), torch.nan, dtype=torch.float64)
 
     def state(self) -> State:
-        return {"losses": self.losses.clone(), **{name: value.clone() for name, value in self.last.items()}}
+        own = {"losses": self.losses, "parents": self.parent_E, "refused": self.refused_E, **self.last}
+        return {name: value.clone() for name, value in own.items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        self.losses = state["losses"].clone()
+        self.losses, self.parent_E = state["losses"].clone(), state["parents"].clone()
+        self.refused_E = state["refused"].clone()
         self.last = {name: state[name].clone() for name in self.last}
 
     def grown(self, parent: int, child: int) -> None:
+        self.parent_E[child], self.refused_E[child] = parent, 0
         self._begin_anew(parent, child)
 
     def retired(self, slot: int) -> None:
+        if self.parent_E[slot] >= 0:
+            self.refused_E[self.parent_E[slot]] += 1
+        self.parent_E[slot] = -1
+        self.parent_E[self.parent_E == slot] = -1
         self._begin_anew(slot)
 
     def _begin_anew(self, *slots: int) -> None:
@@ -120,7 +130,8 @@ class Conflict(Detector):
                     gain_E[expert] = found.explained * found.variance * int(view.sent_E[expert])
                     directions[expert] = found.direction_r.float().cpu()
         self.losses = torch.cat([self.losses[1:], self.losses.new_tensor([view.loss])])
-        chosen = argbest(gain_E, fired_E)
+        least = self.refused_E[fired_E].min() if bool(fired_E.any()) else 0
+        chosen = argbest(gain_E, fired_E & (self.refused_E <= least))
         return Finding(
             signals={
                 **{name: value.clone() for name, value in self.last.items()},
@@ -161,7 +172,7 @@ class Conflict(Detector):
 class Parted:
     """One expert's tokens, parted.
 
-    direction_r: unit vector, float64; its largest entry is positive.
+    direction_r: float64, of such length that its product with h has mean square 1; its largest entry is positive.
     statistic:   T = |G1 - G2|² / (tr S1 / n1 + tr S2 / n2): squared distance of the sides' mean gradients over what it
                  would be by chance, so about 1 where they do not differ. 0 where a side has fewer than 2 tokens.
     explained:   R = (n1 n2 / n²) (|G1 - G2|² - tr S1 / n1 - tr S2 / n2) / tr S: the share of the gradients' variance
@@ -188,7 +199,7 @@ def conflict(found: TokenGradients, first_n: Tensor, ridge: float = 1e-3) -> Par
 
 
 def find_direction(h_nr: Tensor, x_nd: Tensor, u_ng: Tensor, ridge: float) -> Tensor:
-    """The unit vector v for which v·h, of unit mean square, has most covariance with the tokens' gradients, [r].
+    """The v for which v·h, of mean square 1, has most covariance with the tokens' gradients, [r].
 
     With M = E[h hᵀ] (plus the ridge) and C the cross-covariance of h with the flattened gradients, v = M^-1/2 a, a the
     left singular vector of M^-1/2 C. h is not centred: a router's row has no bias, so sides part at v·h = 0.
@@ -203,7 +214,6 @@ def find_direction(h_nr: Tensor, x_nd: Tensor, u_ng: Tensor, ridge: float) -> Te
     white_nr = h_nr @ whiten_rr
     left_r = torch.linalg.eigh(white_nr.T @ gram_nn @ white_nr).eigenvectors[:, -1]
     direction_r: Tensor = whiten_rr @ left_r
-    direction_r /= direction_r.norm()
     return direction_r * direction_r[direction_r.abs().argmax()].sign()
 
 
