@@ -131,9 +131,9 @@ export const api = {
   runs: () => get("/api/runs"),
   /** @param {string} run @returns {Promise<T.RunRow>} */
   run: (run) => get(`/api/runs/${id(run)}`),
-  /** @param {{ preset: string, set?: Record<string, unknown>, name?: string, fork?: string }} wanted @returns {Promise<{ run: string, job: string }>} */
+  /** @param {{ preset?: string, set?: Record<string, unknown>, name?: string, fork?: string }} wanted a preset, or a checkpoint to go on from @returns {Promise<{ run: string, job: string }>} */
   startRun: (wanted) => post("/api/runs", { set: {}, ...wanted }),
-  /** What starting would do; nothing is started. @param {{ preset: string, set?: Record<string, unknown>, fork?: string }} wanted @returns {Promise<T.Checked>} */
+  /** What starting would do; nothing is started. @param {{ preset?: string, set?: Record<string, unknown>, fork?: string }} wanted @returns {Promise<T.Checked>} */
   checkRun: (wanted) => post("/api/runs/check", { set: {}, ...wanted }),
   /** @returns {Promise<T.RunSchema>} */
   runSchema: () => keep("/api/schema/run"),

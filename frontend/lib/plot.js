@@ -93,7 +93,7 @@ function themed(layout, meta, drag, width) {
     font: { ...layout.font, family, size: 12, color: ink },
     hoverlabel: { bgcolor: colour("--raised"), bordercolor: line, font: { color: ink, size: 12, family }, align: "left", namelength: -1 },
     legend: { ...layout.legend, bgcolor: "rgba(0,0,0,0)", font: { color: ink, size: 11 } },
-    dragmode: points ? drag : cells ? false : "zoom",
+    dragmode: points ? drag : cells || meta.track ? false : "zoom",
     newselection: { line: { color: colour("--accent"), width: 1.5 } },
     activeselection: { fillcolor: "rgba(0,0,0,0)", opacity: 1 },
     margin: { l: 8, r: 8, t: 8, b: 8, ...layout.margin },
@@ -102,7 +102,7 @@ function themed(layout, meta, drag, width) {
     if (!/^[xy]axis\d*$/.test(name)) continue;
     out[name] = {
       ...axis, gridcolor: line, zerolinecolor: line, linecolor: line, ticks: "", automargin: true,
-      tickfont: { ...axis.tickfont, color: muted, size: 11 }, ...(axis.title ? { title: { ...axis.title, font: { color: muted, size: 11 } } } : {}), fixedrange: cells || axis.fixedrange,
+      tickfont: { size: 11, ...axis.tickfont, color: muted }, ...(axis.title ? { title: { ...axis.title, font: { color: muted, size: 11 } } } : {}), fixedrange: cells || meta.track || axis.fixedrange,
     };
     const names = axis.type === "category" && name.startsWith("x") ? axis.tickvals : null;
     const step = Math.ceil(((names?.length ?? 0) * NAME_WIDTH) / Math.max(60, width - 130));
@@ -191,6 +191,21 @@ export function pixel(plot, x, y) {
   const top = yaxis.l2p(y);
   if (!(left >= 0 && left <= xaxis._length && top >= 0 && top <= yaxis._length)) return null;
   return { left: left + xaxis._offset, top: top + yaxis._offset };
+}
+
+/**
+ * The step and the height at a place of the first panel, in pixels from the plot's corner, and the name of the row there;
+ * null above and below it. @param {GraphDiv} plot @param {number} left @param {number | null} top null: any
+ */
+export function place(plot, left, top) {
+  const { xaxis, yaxis } = plot._fullLayout;
+  const x = xaxis.p2l(Math.max(0, Math.min(xaxis._length, left - xaxis._offset)));
+  if (top === null || !yaxis) return { x, y: null, name: null };
+  const down = top - yaxis._offset;
+  if (down < 0 || down > yaxis._length) return null;
+  const y = yaxis.p2l(down);
+  const at = yaxis.tickvals?.indexOf(Math.round(y)) ?? -1;
+  return { x, y, name: yaxis._categories?.length ? yaxis._categories[Math.round(y)] ?? null : at < 0 ? null : String(yaxis.ticktext?.[at] ?? "") };
 }
 
 /**

@@ -54,13 +54,13 @@ export function settingsOf(table, defs, above = "") {
   return Object.entries(table.properties ?? {}).flatMap(([name, raw]) => {
     const key = above + name;
     const { part, none } = optional(raw, defs);
-    if (part.properties) return settingsOf(part, defs, `${key}.`).map((one) => (none ? { ...one, within: key } : one));
+    if (part.properties) return settingsOf(part, defs, `${key}.`).map((one) => (none ? { ...one, within: one.within ?? key, about: one.about ?? String(raw.description ?? part.description ?? "") } : one));
     if (key.endsWith("_config") && Object.values(REGISTRIES).some(([, options]) => options === key)) return [];
     const [registry, options] = REGISTRIES[key] ?? [];
     const group = key === "objectives" ? "objectives" : above ? key.split(".")[0] : "run";
     return [{
       key, name, group, kind: kindOf(key, part), none, help: String(raw.description ?? part.description ?? ""), default: raw.default,
-      choices: part.enum ?? part.items?.enum, registry, options, within: undefined,
+      choices: part.enum ?? part.items?.enum, registry, options, within: undefined, about: undefined,
     }];
   });
 }
@@ -101,7 +101,7 @@ export function differences(all, base, wanted) {
   const tables = new Set(all.flatMap((one) => one.within ?? []));
   for (const table of tables) {
     const [was, is] = [valueAt(base, table) ?? null, valueAt(wanted, table) ?? null];
-    if ((was === null) !== (is === null)) set[table] = is;
+    if ((was === null) !== (is === null)) set[table] = is && short(all, table, is);
   }
   for (const one of all) {
     if (one.within && (one.within in set || !valueAt(wanted, one.within))) continue;
@@ -111,6 +111,12 @@ export function differences(all, base, wanted) {
     if (one.options && one.key in set) set[one.options] = valueAt(wanted, one.options) ?? {};
   }
   return set;
+}
+
+/** A table without what stands at its default. @param {Setting[]} all @param {string} table @param {Record<string, unknown>} values */
+function short(all, table, values) {
+  const defaults = new Map(all.flatMap((one) => [/** @type {[string, unknown]} */ ([one.key, one.default]), ...(one.options ? [/** @type {[string, unknown]} */ ([one.options, {}])] : [])]));
+  return Object.fromEntries(Object.entries(values).filter(([name, value]) => !same(value ?? null, defaults.get(`${table}.${name}`) ?? null)));
 }
 
 /**

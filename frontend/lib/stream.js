@@ -3,7 +3,8 @@
 /** @import { MoeEvent } from "./types.d.ts" */
 
 export const KINDS = [
-  "run_started", "calibration", "train", "load", "eval", "snapshot", "checkpoint", "run_resumed", "run_finished", "run_stopped", "run_failed", "job",
+  "run_started", "calibration", "train", "load", "eval", "drift", "expansion", "acceptance", "prune", "growth_ended", "order", "run_paused",
+  "run_unpaused", "snapshot", "checkpoint", "run_resumed", "run_finished", "run_stopped", "run_failed", "job",
 ];
 
 /** Fires `status` when the connection changes. */

@@ -60,7 +60,7 @@ export interface RunRow {
   id: string; name: string; preset: string | null; status: RunStatus;
   step: number; steps: number; created: string; error: string | null; config: Record<string, unknown>;
   snapshots: string[]; checkpoints: string[]; job: string | null;
-  fork?: { run: string; checkpoint: string; step: number } | null; ahead?: number; orphan?: boolean;
+  fork: { run: string; checkpoint: string; step: number } | null; ahead: number; orphan: boolean; sample: boolean;
 }
 export interface Slot {
   layer: number; expert: number; parent: number | null; born: number; died: number | null; why: string; answers: string | null;
@@ -69,7 +69,7 @@ export interface GrowthState { layers: number[]; slots: number; alive: Record<st
 export type SettingKind = "integer" | "number" | "string" | "boolean" | "choice" | "choices" | "registry" | "corpus" | "objectives" | "plain";
 export interface Setting {
   key: string; name: string; group: string; kind: SettingKind; none: boolean; help: string; default: unknown;
-  choices?: string[]; registry?: string; options?: string; within?: string;
+  choices?: string[]; registry?: string; options?: string; within?: string; about?: string;
 }
 export interface RegistryEntry { schema: any; description: string; causal?: boolean; learns?: boolean; grows?: boolean }
 export interface RunSchema { schema: any; options: Record<string, Record<string, RegistryEntry>> }
@@ -113,7 +113,7 @@ export interface MoeEvent { id: number; run: string; step: number; kind: string;
 export interface Grow { kind: string; trace: number; x: string; y: string; smooth?: number }
 export interface FigureMeta {
   moescope: number; name: string; layer: number | null; title: string; caption: string;
-  shown?: number | null; total?: number | null; note?: string | null; grow?: Grow[]; again?: string[];
+  shown?: number | null; total?: number | null; note?: string | null; grow?: Grow[]; again?: string[]; track?: boolean;
 }
 export type Role = "tokens" | "cells" | "label_cells" | "bars" | "curve" | "step_cells" | "marks" | "blank";
 export interface TraceMeta { role?: Role; group?: { expert?: number; label?: string; value?: string }; x?: string; y?: string; label?: string; experts?: number[] }
@@ -122,7 +122,7 @@ export interface TraceMeta { role?: Role; group?: { expert?: number; label?: str
 export interface PlotTrace { [key: string]: any; type?: string; meta?: TraceMeta; x?: any; y?: any; z?: any; customdata?: any }
 export interface FigureJson { data: PlotTrace[]; layout: { [key: string]: any; meta: FigureMeta } }
 
-interface Axis { l2p(value: number): number; d2p?(value: any): number; r2p?(value: any): number; _offset: number; _length: number; _categories?: string[] }
+interface Axis { l2p(value: number): number; p2l(pixel: number): number; tickvals?: unknown[]; ticktext?: unknown[]; d2p?(value: any): number; r2p?(value: any): number; _offset: number; _length: number; _categories?: string[] }
 export interface GraphDiv extends HTMLDivElement {
   data: PlotTrace[];
   layout: { [key: string]: any };

@@ -3,6 +3,7 @@
 /** @import { Checkpoint, TraceRow } from "../lib/types.d.ts" */
 
 import { api } from "../lib/api.js";
+import { confirmed } from "../lib/ask.js";
 import { h } from "../lib/dom.js";
 import { bytes, compact, number, plural, when } from "../lib/format.js";
 import { fail, toast } from "../lib/toast.js";
@@ -48,21 +49,9 @@ export function traceLine(trace, changed) {
 /** A button that asks once before it deletes. @param {string} question @param {() => Promise<void>} act @param {() => void} changed */
 export function deleteButton(question, act, changed) {
   return h("button", { type: "button", class: "quiet danger", onclick: async () => {
-    if (!await confirmed(question)) return;
+    if (!await confirmed(question, "Delete", "Keep")) return;
     try { await act(); changed(); } catch (error) { fail(error); }
   } }, "Delete");
-}
-
-/** @param {string} question @returns {Promise<boolean>} */
-function confirmed(question) {
-  return new Promise((resolve) => {
-    const dialog = h("dialog", { class: "ask", "aria-label": question },
-      h("p", null, question),
-      h("form", { method: "dialog", class: "button-row" }, h("button", { type: "submit", value: "no", autofocus: true }, "Keep"), h("button", { type: "submit", value: "yes", class: "danger-fill" }, "Delete")));
-    dialog.addEventListener("close", () => { dialog.remove(); resolve(dialog.returnValue === "yes"); });
-    document.body.append(dialog);
-    dialog.showModal();
-  });
 }
 
 /** @param {Checkpoint} checkpoint */

@@ -1,6 +1,6 @@
 /** `<moe-figure>`: any figure of the server, linked to the rest of the page by what its `meta` says of its elements. */
 
-/** @import { FigureJson, GraphDiv, Job, MoeEvent, Role } from "../lib/types.d.ts" */
+/** @import { FigureJson, GraphDiv, Job, Role } from "../lib/types.d.ts" */
 
 import { api } from "../lib/api.js";
 import { fill, h, svg, tip } from "../lib/dom.js";
@@ -75,8 +75,8 @@ export class MoeFigure extends HTMLElement {
     if (this.figure && this.key === key && JSON.stringify(what) === JSON.stringify(this.what)) return;
     this.what = what;
     this.key = key;
+    this.change = change;
     const turn = ++this.turn;
-    this.asked = performance.now();
     this.classList.add("busy");
     try {
       let answer = await api.figure(what.owner, what.of, what.name, what.options);
@@ -86,7 +86,7 @@ export class MoeFigure extends HTMLElement {
       await change?.(figure);
       if (turn !== this.turn) return;
       this.figure = figure;
-      this.recent.forEach((event) => plot.grow(figure, event));
+      this.arrived(figure);
       await this.redraw();
     } catch (error) {
       if (turn !== this.turn || (error instanceof DOMException && error.name === "AbortError")) return;
@@ -114,6 +114,19 @@ export class MoeFigure extends HTMLElement {
     return answer;
   }
 
+  /** Draw a figure that is there already. @param {What} what @param {FigureJson} figure */
+  put(what, figure) {
+    this.what = what;
+    this.figure = figure;
+    return this.redraw();
+  }
+
+  /** A figure has come and is drawn next. @param {FigureJson} _figure */
+  arrived(_figure) { /* nothing to add */ }
+
+  /** The figure as it is drawn: the page's own touches on a copy. @param {FigureJson} figure @returns {FigureJson} */
+  dressed(figure) { return figure; }
+
   /** @param {...(Node | null)} children */
   say(...children) {
     fill(this.message, ...children);
@@ -131,7 +144,7 @@ export class MoeFigure extends HTMLElement {
     this.note.textContent = meta.note ?? "";
     this.note.hidden = !meta.note;
     this.places = plot.tokenPlaces(figure);
-    this.plot = await plot.draw(this.canvas, figure, this.drag);
+    this.plot = await plot.draw(this.canvas, this.dressed(figure), this.drag);
     if (!this.bound) this.bind(this.plot);
     if (this.focused) plot.emphasise(this.plot, this.focused, this.shade);
     this.writeTools(meta.name === "token_map" && this.drag !== "pan");
@@ -144,6 +157,8 @@ export class MoeFigure extends HTMLElement {
   /** Help for the (i) beside the title. @type {string} */
   explain = "";
   key = "";
+  /** @type {((figure: FigureJson) => void | Promise<void>) | null} */
+  change = null;
   /** What a drag over the map does. */
   drag = "lasso";
   /** @type {{ expert: number, colour: string } | null} */
@@ -187,6 +202,9 @@ export class MoeFigure extends HTMLElement {
     else if (meta.role === "cells") this.tell("pick", { expert: expert(point.x), layer: Number(String(point.y).replace(/^L/, "")) });
     else if (meta.role === "label_cells") this.tell("pick", { expert: expert(point.x), label: meta.label, value: String(point.y) });
     else if (meta.role === "bars") this.tell("pick", { expert: expert(point.x) });
+    else if (meta.role === "step_cells") this.tell("pick", { expert: expert(point.y), step: Number(point.x) });
+    else if (meta.role === "marks") this.tell("step", { step: Number(point.x) });
+    else if (meta.role === "curve" && Number.isInteger(meta.group?.expert)) this.tell("pick", { expert: meta.group.expert, step: Number(point.x) });
   }
 
   /** @param {string} name @param {object} detail */
@@ -240,32 +258,12 @@ export class MoeFigure extends HTMLElement {
 
   fit() { if (this.plot) plot.resize(this.plot); }
 
-  /**
-   * Let an event of a run grow the figure, drawn at most four times a second. What cannot grow by itself (a figure without
-   * data yet, a heat-map, the words below) is fetched again, now and then, never once per event.
-   * @param {MoeEvent} event
-   */
-  grow(event) {
-    this.recent = [...this.recent.slice(-999), event];
-    if (!this.figure) return;
-    const kinds = (this.figure.layout.meta.grow ?? []).map((rule) => rule.kind);
-    const grew = plot.grow(this.figure, event);
-    if (grew && !this.pending) this.pending = window.setTimeout(() => { this.pending = 0; if (this.isConnected) this.redraw(); }, 250);
-    if (performance.now() - this.asked > (kinds.includes(event.kind) ? 10000 : 2500)) this.refetch();
-  }
-
-  pending = 0;
-  asked = 0;
-  /** Events that the next figure to arrive may lack. @type {MoeEvent[]} */
-  recent = [];
-
-  /** Ask for the figure again. @param {boolean} [anew] forget what was added since, as when a run went back a few steps */
-  refetch(anew = false) {
-    const { what } = this;
+  /** Ask for the figure again; what was drawn stays until it is there. @returns {Promise<void>} */
+  async refetch() {
+    const { what, key, change } = this;
     if (!what) return;
-    if (anew) this.recent = [];
     this.what = null;
-    this.show(what);
+    await this.show(what, key, change);
   }
 
   /** What stands where there is no data yet. */

@@ -3,7 +3,7 @@
 /** @import { Preset } from "../lib/types.d.ts" */
 
 import { api } from "../lib/api.js";
-import { fill, h, tip } from "../lib/dom.js";
+import { fill, h } from "../lib/dom.js";
 import { duration } from "../lib/format.js";
 import { state } from "../lib/state.js";
 import { fail } from "../lib/toast.js";
@@ -20,11 +20,10 @@ export class MoePresets extends HTMLElement {
 
 /** @param {Preset} preset */
 function card(preset) {
-  const changes = h("textarea", { rows: 3, spellcheck: false, placeholder: "optim.steps=200\nmodel.num_experts=16", "aria-label": `Settings of ${preset.title} to change, one key=value a line` });
   const start = h("button", { type: "button", class: "primary", onclick: async () => {
     start.disabled = true;
     try {
-      const { run } = await api.startRun({ preset: preset.name, set: parse(changes.value) });
+      const { run } = await api.startRun({ preset: preset.name });
       state.go("run", run);
     } catch (error) {
       fail(error);
@@ -34,10 +33,8 @@ function card(preset) {
   } }, "Start");
   return h("article", { class: "card preset", "data-preset": preset.name },
     h("h3", null, preset.title), h("p", null, preset.description),
-    h("details", null, h("summary", null, "Change settings"),
-      h("p", { class: "muted small-text" }, "One key=value a line; dots go into a section. The settings of this preset:", tip("The names are those of the configuration below. What is wrong is refused with a sentence before anything starts.")),
-      changes, h("pre", { class: "config", tabIndex: 0 }, lines(preset.config).join("\n"))),
-    h("div", { class: "card-foot" }, h("span", { class: "muted" }, preset.seconds ? `about ${duration(preset.seconds)} on two cores` : ""), start));
+    h("div", { class: "card-foot" }, h("span", { class: "muted" }, preset.seconds ? `about ${duration(preset.seconds)} on two cores` : ""),
+      h("span", { class: "button-row" }, h("a", { class: "button", href: `#/new?preset=${encodeURIComponent(preset.name)}` }, "Change settings"), start)));
 }
 
 /** @param {Record<string, unknown>} config @param {string} [above] @returns {string[]} */
@@ -46,14 +43,6 @@ export function lines(config, above = "") {
     value !== null && typeof value === "object" && !Array.isArray(value)
       ? lines(/** @type {Record<string, unknown>} */ (value), `${above}${key}.`)
       : [`${above}${key}=${typeof value === "string" ? value : JSON.stringify(value)}`]);
-}
-
-/** @param {string} text @returns {Record<string, string>} */
-function parse(text) {
-  return Object.fromEntries(text.split("\n").map((line) => line.trim()).filter(Boolean).map((line) => {
-    const at = line.indexOf("=");
-    return at < 0 ? [line, ""] : [line.slice(0, at).trim(), line.slice(at + 1).trim()];
-  }));
 }
 
 customElements.define("moe-presets", MoePresets);

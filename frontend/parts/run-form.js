@@ -3,6 +3,7 @@
 /** @import { RunSchema, Setting } from "../lib/types.d.ts" */
 
 import { debounce, fill, h } from "../lib/dom.js";
+import { title } from "../lib/format.js";
 import { differences, GROUPS, named, settings, valueAt, withValue } from "../lib/schema.js";
 import { SettingRow } from "./setting-field.js";
 
@@ -43,11 +44,11 @@ export class MoeRunForm extends HTMLElement {
         return row;
       });
       if (!rows.length) continue;
-      const table = rows[0].setting.within;
       const id = `group-${group}`;
-      const body = h("div", { class: "setting-rows" }, rows.map((row) => row.element));
-      const choice = table ? h("label", { class: "table-switch" }, h("input", { type: "checkbox", "data-table": table, onchange: (/** @type {Event} */ event) => this.toggle(table, /** @type {HTMLInputElement} */ (event.target).checked) }), group === "expansion" ? " Let experts grow" : ` Use ${table}`) : null;
-      this.groups.append(h("section", { class: "panel form-group", id, "data-group": group }, h("header", null, h("h2", { tabIndex: -1 }, words), h("span", { class: "muted" }, about)), choice, body));
+      const plain = rows.filter((row) => !row.setting.within);
+      const tables = [...new Set(rows.flatMap((row) => row.setting.within ?? []))];
+      this.groups.append(h("section", { class: "panel form-group", id, "data-group": group }, h("header", null, h("h2", { tabIndex: -1 }, words), h("span", { class: "muted" }, about)),
+        plain.map((row) => row.element), tables.map((table) => this.table(table, rows.filter((row) => row.setting.within === table)))));
       this.nav.append(h("button", { type: "button", "data-group": group, onclick: () => {
         const section = this.groups.querySelector(`#${id}`);
         section?.scrollIntoView({ block: "start" });
@@ -56,6 +57,13 @@ export class MoeRunForm extends HTMLElement {
     }
     this.groups.append(this.none);
     fill(this, this.nav, this.groups);
+  }
+
+  /** The settings of a table that need not be there, below a switch. @param {string} table @param {SettingRow[]} rows */
+  table(table, rows) {
+    const box = h("input", { type: "checkbox", onchange: () => this.toggle(table, box.checked) });
+    const words = table === "expansion" ? "Let experts grow" : title(table.split(".").pop() ?? table);
+    return h("div", { class: "setting-table", "data-table": table }, h("label", { class: "table-switch" }, box, words, h("span", { class: "setting-help" }, rows[0].setting.about ?? "")), h("div", { class: "setting-rows" }, rows.map((row) => row.element)));
   }
 
   /** A table that need not be there comes with its defaults, or goes. @param {string} table @param {boolean} there */
@@ -74,9 +82,10 @@ export class MoeRunForm extends HTMLElement {
   changed(setting, value) {
     const undone = value === undefined;
     if (setting.options) {
-      const given = undone ? this.value(setting, this.base) : value;
+      const begun = !setting.within || valueAt(this.base, setting.within);
+      const given = undone ? (begun ? this.value(setting, this.base) : { name: setting.default, options: {} }) : value;
       this.wanted = withValue(withValue(this.wanted, setting.key, given.name), setting.options, given.options);
-    } else this.wanted = withValue(this.wanted, setting.key, undone ? valueAt(this.base, setting.key) ?? null : value);
+    } else this.wanted = withValue(this.wanted, setting.key, undone ? valueAt(this.base, setting.key) ?? setting.default ?? null : value);
     this.put();
     this.dispatchEvent(new Event("change"));
   }
@@ -89,13 +98,15 @@ export class MoeRunForm extends HTMLElement {
   put() {
     for (const { element, setting } of this.rows.values()) {
       const row = /** @type {SettingRow} */ (this.rows.get(setting.key));
-      row.put(this.value(setting, this.wanted), this.value(setting, this.base));
+      const begun = !setting.within || valueAt(this.base, setting.within);
+      row.put(this.value(setting, this.wanted), begun ? this.value(setting, this.base) : setting.options ? { name: setting.default, options: {} } : setting.default);
       element.hidden = false;
     }
-    for (const box of /** @type {NodeListOf<HTMLInputElement>} */ (this.groups.querySelectorAll("[data-table]"))) {
-      box.checked = Boolean(valueAt(this.wanted, box.dataset.table ?? ""));
-      const body = box.closest("section")?.querySelector(".setting-rows");
-      if (body instanceof HTMLElement) body.hidden = !box.checked;
+    for (const part of /** @type {NodeListOf<HTMLElement>} */ (this.groups.querySelectorAll("[data-table]"))) {
+      const there = Boolean(valueAt(this.wanted, part.dataset.table ?? ""));
+      const [box, rows] = [part.querySelector("input"), part.querySelector(".setting-rows")];
+      if (box) box.checked = there;
+      if (rows instanceof HTMLElement) rows.hidden = !there;
     }
     const differ = Object.keys(this.differences());
     for (const button of this.nav.querySelectorAll("button")) {

@@ -1,4 +1,4 @@
-/** The head of a run: which, how far, how fast, what it was told; stop, resume, and the layer whose load is shown. */
+/** The head of a run: which, how far, how fast, what it was told and what can be done to it. */
 
 /** @import { MoeEvent, RunRow } from "../lib/types.d.ts" */
 
@@ -9,6 +9,7 @@ import { jobs } from "../lib/jobs.js";
 import { state } from "../lib/state.js";
 import { fail } from "../lib/toast.js";
 import { lines } from "./presets.js";
+import { RunControls, statusWords, troubleWords } from "./run-controls.js";
 
 /** Whether the model's positions see later tokens under a next-token loss. @param {Record<string, any>} started */
 const sees = (started) => started.config?.model?.head === "next_token" && (started.layers ?? []).some((/** @type {any} */ layer) => layer.causal === false);
@@ -20,10 +21,13 @@ export class RunHead extends HTMLElement {
   bar = h("progress", { max: 1, value: 0, "aria-label": "Steps done" });
   step = h("span", { class: "num" });
   numbers = h("dl", { class: "run-numbers" });
-  actions = h("div", { class: "button-row" });
+  controls = new RunControls();
   trouble = h("div");
   layers = h("select", { "aria-label": "Layer of the load and the map" });
   layerField = h("label", { class: "field", hidden: true }, h("span", { class: "field-name" }, "Layer"), this.layers);
+  /** Whether the layer is chosen here: of a run whose experts come and go it is chosen among the experts. */
+  chooses = true;
+  about = h("summary", null, "Configuration");
   told = h("pre", { class: "config", tabIndex: 0 });
   /** @type {Record<string, unknown>} */
   last = {};
@@ -39,11 +43,10 @@ export class RunHead extends HTMLElement {
   open(run, runs, layer) {
     this.classList.add("run-head");
     fill(this,
-      h("div", { class: "toolbar" }, h("label", { class: "field" }, h("span", { class: "field-name" }, "Run"), this.picker), this.status, this.leaky, this.bar, this.step, this.actions,
-        this.layerField,
-        h("a", { class: "button", href: "#/library" }, "New run")),
-      this.trouble, this.numbers, h("details", { class: "run-config" }, h("summary", null, "Configuration of this run"), this.told));
-    fill(this.picker, runs.sort((a, b) => b.created.localeCompare(a.created)).map((row) => h("option", { value: row.id }, `${row.name} (${row.status})`)));
+      h("div", { class: "toolbar" }, h("label", { class: "field" }, h("span", { class: "field-name" }, "Run"), this.picker), this.status, this.leaky, this.bar, this.step, this.layerField, this.controls,
+        h("a", { class: "button new-run", href: `#/new?preset=${encodeURIComponent(run.preset ?? "")}` }, "New run")),
+      this.trouble, h("div", { class: "run-line" }, this.numbers, h("details", { class: "run-config" }, this.about, this.told)));
+    fill(this.picker, runs.sort((a, b) => b.created.localeCompare(a.created)).map((row) => h("option", { value: row.id }, `${row.name} (${statusWords(row)})`)));
     this.picker.value = run.id;
     this.picker.addEventListener("change", () => state.go("run", this.picker.value));
     this.layers.addEventListener("change", () => state.set({ layer: this.layers.value }));
@@ -68,22 +71,15 @@ export class RunHead extends HTMLElement {
   /** @param {RunRow} run */
   put(run) {
     this.run = run;
-    this.status.textContent = run.status;
+    this.status.textContent = statusWords(run);
     const option = [...this.picker.options].find((item) => item.value === run.id);
-    if (option) option.textContent = `${run.name} (${run.status})`;
-    this.status.className = `chip ${run.status}`;
+    if (option) option.textContent = `${run.name} (${statusWords(run)})`;
+    this.status.className = `chip ${run.orphan ? "failed" : run.status}`;
     this.told.textContent = lines(run.config).join("\n");
-    fill(this.trouble, run.error ? h("p", { class: "banner bad", role: "alert" }, run.error) : null);
-    const act = (/** @type {string} */ words, /** @type {() => Promise<unknown>} */ run_, kind = "") =>
-      h("button", { type: "button", class: kind, onclick: async (/** @type {Event} */ event) => {
-        const button = /** @type {HTMLButtonElement} */ (event.currentTarget);
-        button.disabled = true;
-        try { await run_(); } catch (error) { button.disabled = false; fail(error); }
-      } }, words);
-    const active = run.status === "running" || run.status === "queued";
-    fill(this.actions,
-      active && act("Stop", () => api.stopRun(run.id)),
-      (run.status === "stopped" || run.status === "failed") && run.checkpoints.length > 0 && act("Resume", () => api.resumeRun(run.id), "primary"));
+    const trouble = troubleWords(run);
+    fill(this.trouble, run.fork ? h("p", { class: "forked small-text" }, "Forked from ", h("a", { href: `#/run/${encodeURIComponent(run.fork.run)}` }, run.fork.run), ` at step ${number(run.fork.step)}.`) : null,
+      trouble ? h("p", { class: `banner${run.status === "queued" ? "" : " bad"}`, role: "alert" }, trouble) : null);
+    this.controls.put(run);
     this.remaining(run);
   }
 
@@ -92,7 +88,7 @@ export class RunHead extends HTMLElement {
     this.bar.max = Math.max(1, run.steps);
     this.bar.value = run.step;
     const job = run.job === null ? null : jobs.all.get(run.job);
-    const live = run.status === "running" || run.status === "queued";
+    const live = !run.orphan && (run.status === "running" || run.status === "queued");
     const left = live && job ? duration(job.seconds_left) : "";
     const stage = live && job && (run.status === "queued" || run.step === 0) ? ` · ${job.stage || "waiting for its turn"}` : "";
     this.step.textContent = `step ${number(run.step)} of ${number(run.steps)}${left ? ` · ${left} left` : ""}${stage}`;
@@ -120,7 +116,7 @@ export class RunHead extends HTMLElement {
       const now = this.layers.value || String(state.int("layer") ?? layers[0].layer);
       fill(this.layers, layers.map(({ layer }) => h("option", { value: layer }, `${layer}`)));
       this.layers.value = now;
-      this.layerField.hidden = false;
+      this.layerField.hidden = !this.chooses || layers.length < 2;
     }
   }
 
@@ -135,8 +131,9 @@ export class RunHead extends HTMLElement {
       ...(accuracy === undefined || accuracy === null ? [] : /** @type {[string, string, string][]} */ ([["Held-out accuracy", `${number(accuracy, 3)} (step ${evaluated})`, "Share of held-out images that are classified right."]])),
       ["MaxVio, worst layer", maxvio === undefined ? "–" : `${number(maxvio, 3)} (layer ${maxvioLayer})`, "How far the busiest expert lies above an even share, in the layer where it is worst. 0 is perfectly even."],
       ["Learning rate", number(lr, 2), "After warm-up and cosine."], ["Tokens seen", compact(tokens), "Tokens trained on since the start."],
-      ["Speed", speed, "Tokens per second since the start."], ["Parameters", compact(params), "All weights, of all experts."], ["Device", device === undefined ? "–" : String(device), "Where it trains."],
+      ["Speed", speed, "Tokens per second since the start."],
     ];
+    this.about.textContent = `Configuration${params === undefined ? "" : `: ${compact(params)} weights`}${device && device !== "none" ? ` on ${device}` : ""}`;
     const shown = new Map([...this.numbers.querySelectorAll("dt")].map((dt) => [dt.dataset.name, dt.nextElementSibling]));
     if (shown.size === rows.length) for (const [name, value] of rows) { const at = shown.get(name); if (at) at.textContent = value; else shown.clear(); }
     if (shown.size !== rows.length) fill(this.numbers, rows.map(([name, value, help]) => h("div", null, h("dt", { "data-name": name }, name, tip(help)), h("dd", { class: "num" }, value))));

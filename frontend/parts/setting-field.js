@@ -169,7 +169,7 @@ export class SettingRow {
     const field = this.control.element.id === id ? this.control.element : this.control.element.querySelector(`#${id}`);
     field?.setAttribute("aria-describedby", `${id}-help ${id}-error`);
     this.element = h("div", { class: `setting ${kind}`, "data-key": setting.key },
-      h("label", { for: id }, kind === "objectives" ? "Objectives" : title(setting.name)),
+      h("label", { for: id, title: setting.key }, kind === "objectives" ? "Objectives" : title(setting.name)),
       h("div", { class: "setting-control" }, this.control.element, this.objection),
       h("div", { class: "setting-help", id: `${id}-help` }, setting.help, " ", this.was, this.undo));
   }

@@ -1,6 +1,6 @@
 /** New: a training run from a preset, or from a checkpoint of another run, with any setting changed before it starts. */
 
-/** @import { Preset, RunSchema } from "../lib/types.d.ts" */
+/** @import { Preset } from "../lib/types.d.ts" */
 
 import { api } from "../lib/api.js";
 import { debounce, fill, h } from "../lib/dom.js";
@@ -10,7 +10,7 @@ import { fail } from "../lib/toast.js";
 import { MoeRunForm } from "../parts/run-form.js";
 import { shown } from "../parts/setting-field.js";
 
-/** What a new run starts from. @typedef {{ preset: string, title: string, fork?: string, config: Record<string, unknown>, own: Record<string, unknown> | null, seconds: number | null }} From */
+/** What a new run starts from: a preset, or a checkpoint. @typedef {{ title: string, wanted: { preset: string } | { fork: string }, config: Record<string, unknown> }} From */
 
 export class MoeNew extends HTMLElement {
   form = new MoeRunForm();
@@ -52,16 +52,19 @@ export class MoeNew extends HTMLElement {
   /** @param {string | null} wanted @param {string | null} fork */
   async open(wanted, fork) {
     const turn = ++this.turn;
+    this.bar.hidden = this.from === null;
+    this.lead.textContent = "Reading what can be set…";
     const [presets, schema] = await Promise.all([api.presets(), api.runSchema()]);
     if (turn !== this.turn) return;
     const preset = presets.find((one) => one.name === wanted) ?? presets.find((one) => "expansion" in one.config) ?? presets[0];
     const from = fork ? await this.forked(fork) : await this.fresh(preset);
     if (turn !== this.turn) return;
     this.from = from;
+    this.bar.hidden = false;
     this.choose(presets, fork ? null : preset);
     this.lead.textContent = fork ? `${from.title}: weights, moments and step count go on from there. The model's shape stays; everything else may change.` : "Start a preset as it is, or change what you like: only what differs from it is sent.";
     this.named.placeholder = from.title;
-    this.form.open(/** @type {RunSchema} */ (schema), from.config, kept() ?? (from.own ? this.own(schema, from) : {}));
+    this.form.open(schema, from.config, kept() ?? {});
     this.write();
     await this.ask();
   }
@@ -70,26 +73,16 @@ export class MoeNew extends HTMLElement {
   async fresh(preset) {
     const { config, error } = await api.checkRun({ preset: preset.name });
     if (!config) throw new Error(error ?? `The preset ${preset.name} cannot be read.`);
-    return { preset: preset.name, title: preset.title, config, own: null, seconds: preset.seconds };
+    return { title: preset.title, wanted: { preset: preset.name }, config };
   }
 
   /** @param {string} fork @returns {Promise<From>} */
   async forked(fork) {
-    const row = (await api.checkpoints()).find((one) => one.id === fork);
-    if (!row?.run) throw new Error(`There is no checkpoint ${fork} of a run to go on from.`);
-    const run = await api.run(row.run);
-    const preset = run.preset ?? "";
-    const { config, error } = await api.checkRun({ preset, fork });
+    const { config, error } = await api.checkRun({ fork });
     if (!config) throw new Error(error ?? `The checkpoint ${fork} cannot be gone on from.`);
-    return { preset, fork, title: `${run.name}, from step ${number(row.step)}`, config, own: run.config, seconds: null };
-  }
-
-  /** The settings of the forked run itself, where they differ from what the server starts from. @param {RunSchema} schema @param {From} from */
-  own(schema, from) {
-    const form = new MoeRunForm();
-    form.open(schema, from.config, {});
-    form.wanted = from.own;
-    return form.differences();
+    const row = (await api.checkpoints()).find((one) => one.id === fork);
+    const run = row?.run ? await api.run(row.run) : null;
+    return { title: `${run?.name ?? row?.name ?? fork}${row?.step ? `, from step ${number(row.step)}` : ""}`, wanted: { fork }, config };
   }
 
   /** @param {Preset[]} presets @param {Preset | null} chosen null: it starts from a checkpoint */
@@ -108,7 +101,7 @@ export class MoeNew extends HTMLElement {
 
   write() {
     const set = Object.entries(this.form.differences());
-    fill(this.differ, set.length ? [h("span", { class: "muted" }, `${plural(set.length, "setting")} differ${set.length === 1 ? "s" : ""}:`), ...set.map(([key, value]) => h("code", null, `${key} = ${shown(value)}`))] : h("span", { class: "muted" }, this.from?.fork ? "As the run it comes from." : "As the preset is."));
+    fill(this.differ, set.length ? [h("span", { class: "muted" }, `${plural(set.length, "setting")} differ${set.length === 1 ? "s" : ""}:`), ...set.map(([key, value]) => h("code", null, `${key} = ${shown(value)}`))] : h("span", { class: "muted" }, this.from && "fork" in this.from.wanted ? "As the run it comes from." : "As the preset is."));
   }
 
   /** Ask the server whether this would start, and put its sentence where it belongs. */
@@ -116,7 +109,7 @@ export class MoeNew extends HTMLElement {
     const { from } = this;
     if (!from) return;
     const turn = ++this.turn;
-    const { ok, error } = await api.checkRun({ preset: from.preset, set: this.form.differences(), ...(from.fork ? { fork: from.fork } : {}) });
+    const { ok, error } = await api.checkRun({ ...from.wanted, set: this.form.differences() });
     if (turn !== this.turn || !this.isConnected) return;
     const placed = this.form.object(ok ? null : error);
     this.start.disabled = !ok;
@@ -130,7 +123,7 @@ export class MoeNew extends HTMLElement {
     this.start.disabled = true;
     try {
       const name = this.named.value.trim();
-      const { run } = await api.startRun({ preset: from.preset, set: this.form.differences(), ...(name ? { name } : {}), ...(from.fork ? { fork: from.fork } : {}) });
+      const { run } = await api.startRun({ ...from.wanted, set: this.form.differences(), ...(name ? { name } : {}) });
       state.go("run", run);
     } finally { this.start.disabled = false; }
   }
