@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 import sys
 import threading
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 
@@ -19,6 +21,7 @@ from moescope.errors import InputError
 from moescope.store import Store, default_home
 from moescope_server.app import create_app
 from moescope_server.hub import EventHub
+from moescope_server.lock import sole_owner
 from moescope_server.settings import LOOPBACK_NAMES, Settings
 
 DEFAULT_PORT = 7400
@@ -41,29 +44,48 @@ class Server(uvicorn.Server):
 def serve(*, host: str, port: int | None, home: Path | None, browser: bool, settings: Settings | None = None) -> None:
     """Serve until interrupted. Raises `InputError` if the home or the address cannot be had."""
     store = Store(home or default_home())
-    with suppress(KeyboardInterrupt), _sole_owner(store), _listen(host, port) as listener:
-        store.clear_remains()
-        settings = replace(settings or Settings(), hosts=allowed_hosts(host))
-        app = create_app(store, settings)
-        number = listener.getsockname()[1]
-        address = f"http://{_shown_host(host)}:{number}/?token={settings.token}"
-        if host.lower() not in LOOPBACK_NAMES and host != "::1":
-            print(
-                f"Warning: listening on {host or 'every address'}, not only on this machine: whoever has the address "
-                "above can read everything here, and the traffic is not encrypted.",
-                file=sys.stderr,
+    signal.signal(
+        signal.SIGTERM, _interrupt
+    )  # uvicorn hands the signal on when it has shut down: here it ends properly
+    with suppress(KeyboardInterrupt), sole_owner(store) as lock:
+        settings = settings or (Settings(token=lock.token) if lock.token else Settings())
+        with _listen(host, port, lock.port) as listener:
+            store.clear_remains()
+            settings = replace(settings, hosts=allowed_hosts(host))
+            app = create_app(store, settings)
+            number = listener.getsockname()[1]
+            lock.note(number, settings.token)
+            _tell(host, number, settings.token, browser)
+            config = uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=5,
+                lifespan="on",
             )
-        print(f"moescope is at {address}", flush=True)
-        if browser and _has_desktop():
-            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
-        config = uvicorn.Config(
-            app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=5, lifespan="on"
-        )
-        try:
-            Server(config, app.state.services.hub).run([listener])
-        finally:
-            _say_what_goes_on(store)
+            try:
+                Server(config, app.state.services.hub).run([listener])
+            finally:
+                _say_what_goes_on(store)
     store.close()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _tell(host: str, port: int, token: str, browser: bool) -> None:
+    address = f"http://{_shown_host(host)}:{port}/?token={token}"
+    if host.lower() not in LOOPBACK_NAMES and host != "::1":
+        print(
+            f"Warning: listening on {host or 'every address'}, not only on this machine: whoever has the address "
+            "above can read everything here, and the traffic is not encrypted.",
+            file=sys.stderr,
+        )
+    print(f"moescope is at {address}", flush=True)
+    if browser and _has_desktop():
+        threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
 
 def allowed_hosts(host: str) -> frozenset[str]:
@@ -80,8 +102,9 @@ def _shown_host(host: str) -> str:
 
 
 @contextmanager
-def _listen(host: str, port: int | None) -> Iterator[socket.socket]:
-    wanted = DEFAULT_PORT if port is None else port
+def _listen(host: str, port: int | None, last: int | None = None) -> Iterator[socket.socket]:
+    """A listening socket. Without a port: the one of a server that was killed, else the usual, else a free one."""
+    wanted = (last or DEFAULT_PORT) if port is None else port
     try:
         family = socket.getaddrinfo(host or None, wanted, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
     except (socket.gaierror, OverflowError):
@@ -98,30 +121,6 @@ def _listen(host: str, port: int | None) -> Iterator[socket.socket]:
             listener.bind((host, 0))
             listener.listen(128)
         yield listener
-
-
-@contextmanager
-def _sole_owner(store: Store) -> Iterator[None]:
-    """Two servers over one home would both start its jobs. The lock goes with the process, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        yield
-        return
-    path = store.home / "server.lock"
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            pid = file.read().strip() or "another process"
-            raise InputError(
-                f"{store.home} is already served by process {pid}; stop that server or give another --home."
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
 
 
 def _has_desktop() -> bool:

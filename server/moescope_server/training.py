@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -94,9 +94,13 @@ def follow(store: Store, run: RunRow, *, resume: bool, stop: Callable[[], bool],
             _begin_again(store, run, start)
             begun = {"fork": forked(folder)}
         clock = Clock(config.optim.steps)
+        told: list[Event] = []
         for event in train(config, folder, **begun, stop=stop, orders=orders, progress=prepare):
-            record(store, run, event)
-            step = event.step
+            told.append(event)
+            if event.payload.get("why") == "by hand":
+                continue  # what an order led to is written with the order's answer: both or neither
+            record(store, run, told)
+            step, told = event.step, []
             if event.kind == "run_unpaused":
                 clock = Clock(config.optim.steps)  # the wait says nothing of the pace
             report("paused" if event.kind == "run_paused" else "training", *clock(step))
@@ -117,29 +121,35 @@ def _begin_again(store: Store, run: RunRow, start: int) -> None:
         store.append(Event(run=run.id, step=start, kind="run_resumed", payload={"from_step": start}))
 
 
-def record(store: Store, run: RunRow, event: Event) -> None:
-    """Append an event of a run. What it says was written is known to the store before anyone reads of it."""
-    folder, step = store.run_folder(run.id), event.step
-    name = f"{run.name}, step {step}"
+def record(store: Store, run: RunRow, events: Sequence[Event]) -> None:
+    """Append events of a run. What they say was written is known to the store before anyone reads of it."""
     with store.database.transaction():
-        if event.kind == "snapshot":
-            store.add_trace(folder / event.payload["path"], name, "run", id=f"{run.id}-s{step}", run=run.id, step=step)
-        if event.kind == "checkpoint":
-            path = folder / event.payload["path"]
-            store.add_checkpoint(path, name, "run", id=f"{run.id}-c{step}", run=run.id, step=step)
-            for row in store.database.all(CheckpointRow, run=run.id):
-                if not Path(row.path).exists():  # the trainer keeps only the newest
-                    store.database.delete(CheckpointRow, row.id)
-        if event.kind == "run_started" and run.fork:
-            event = replace(event, payload={**event.payload, "forked": dict(run.fork)})  # with the id it has here
-        if event.kind == "run_finished":
-            store.append_many([_too_late(order, step) for order in store.orders.open(run.id)])
-        store.append(event)
+        for event in events:
+            _know(store, run, event)
+            if event.kind == "run_started" and run.fork:
+                event = replace(event, payload={**event.payload, "forked": dict(run.fork)})  # with the id it has here
+            if event.kind == "run_finished":
+                store.append_many([_too_late(order, event.step) for order in store.orders.open(run.id)])
+            store.append(event)
+
+
+def _know(store: Store, run: RunRow, event: Event) -> None:
+    """The rows of the files that an event tells of."""
+    step, name = event.step, f"{run.name}, step {event.step}"
+    if event.kind == "snapshot":
+        path = store.run_folder(run.id) / event.payload["path"]
+        store.add_trace(path, name, "run", id=f"{run.id}-s{step}", run=run.id, step=step)
+    if event.kind == "checkpoint":
+        path = store.run_folder(run.id) / event.payload["path"]
+        store.add_checkpoint(path, name, "run", id=f"{run.id}-c{step}", run=run.id, step=step)
+        for row in store.database.all(CheckpointRow, run=run.id):
+            if not Path(row.path).exists():  # the trainer keeps only the newest
+                store.database.delete(CheckpointRow, row.id)
 
 
 def _too_late(order: OrderRow, step: int) -> Event:
     payload = {"id": order.id, "order": order.kind, "layer": order.layer, "expert": order.expert}
-    payload |= {"done": False, "why": "The run had done its last step."}
+    payload |= {"done": False, "why": "The run is finished."}
     return Event(run=order.run, step=step, kind="order", payload=payload)
 
 

@@ -20,6 +20,8 @@ router = APIRouter()
 MAX_ID: Final = 2**63 - 1
 """SQLite's largest integer."""
 _DIGITS = 18
+RETRY: Final = 500
+"""Milliseconds after which a browser that lost the stream asks again."""
 
 
 def public_event(event: Event) -> EventPublic:
@@ -48,7 +50,7 @@ async def stream(
 
 async def _messages(hub: EventHub, start: int) -> AsyncIterator[bytes]:
     # Not fastapi's own generator routes: they end in an unhandled error when a browser leaves in the middle.
-    yield format_sse_event(event="ready", id=str(start), data_str=f'{{"after": {start}}}')
+    yield format_sse_event(event="ready", id=str(start), data_str=f'{{"after": {start}}}', retry=RETRY)
     async with aclosing(hub.follow(start)) as batches:
         async for batch in batches:
             yield b"".join(map(_message, batch)) or KEEPALIVE_COMMENT
