@@ -29,7 +29,21 @@ CASES: dict[str, dict[str, Any]] = {
     "bf16": {"optim.precision": "bf16"},
     "no objective": {"objectives": {}},
 }
-EXACT = ("train", "load", "eval")
+EXACT = ("train", "load", "eval", "drift", "expansion", "acceptance", "prune", "growth_ended")
+OFTEN = {"omega": 3, "warmup": 4, "alpha": 0.5, "c": 50.0}
+TRIAL = {"acceptor": "trial_then_keep", "acceptor_config": {"trial_steps": 5, "share": 0.0005}}
+GROWING: dict[str, dict[str, Any]] = {
+    "mass": {"detector": "mass", "detector_config": OFTEN, "acceptor": "nll_mask", "prune_at_end": True},
+    "on trial": {"detector": "mass", "detector_config": OFTEN, **TRIAL, "patience": 50},
+    "conflict": {
+        "detector": "conflict",
+        "detector_config": {"every": 3, "window": 3, "fall": 0.9, "statistic": 0.0, "explained": 0.0, "fewest": 2},
+        "initialiser": "clone_direction",
+    },
+    "page_hinkley": {"detector": "page_hinkley", "detector_config": {"lam": 0.1, "min_samples": 4}},
+    "coverage": {"detector": "coverage", "detector_config": {"every": 4}},
+    "random": {"detector": "random", "detector_config": {"rate": 0.3}, "moments": "copy"},
+}
 
 
 def stop_after(steps: int) -> Callable[[], bool]:
@@ -61,6 +75,30 @@ def test_stopping_and_resuming_changes_nothing(case: str, tiny: Callable[..., Ru
     for name in ("model.safetensors", "optimizer.safetensors"):
         one, other = (load_file(path / name) for path in last)
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("case", GROWING)
+def test_a_growing_run_that_was_stopped_goes_on_as_if_it_had_not_been(
+    case: str, tiny: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """Windows, pairs, patience, masks, moments, a trial in progress: all events and the whole state are the same."""
+    router = {"model.router": "dynmoe"} if case == "coverage" else {}
+    grown = {"model.num_experts": 2, "model.max_experts": 6, "expansion": {**GROWING[case], "phase": 0.8}}
+    config = tiny({**router, **grown, "optim.steps": 24, "eval_every": 0, "load_every": 1})
+    whole = told(train(config, tmp_path / "whole"))
+    parts = told(train(config, tmp_path / "parts", stop=stop_after(9)))
+    for steps in (4, 3, 99):
+        parts += told(train(config, tmp_path / "parts", resume=tmp_path / "parts", stop=stop_after(steps)))
+    assert parts == whole
+    last = [tmp_path / run / "checkpoints" / "step-000024" for run in ("whole", "parts")]
+    for name in ("model.safetensors", "optimizer.safetensors", "expansion.safetensors"):
+        one, other = (load_file(path / name) for path in last)
+        assert one.keys() == other.keys()
+        assert [key for key in one if one[key].numpy().tobytes() != other[key].numpy().tobytes()] == []
+    assert (last[0] / "expansion.json").read_bytes() == (last[1] / "expansion.json").read_bytes()
+    kinds = [kind for _, kind, _ in whole]
+    assert kinds.count("drift") > 3 and kinds.count("expansion") >= 1 and kinds.count("growth_ended") == 1
+    assert ("acceptance" in kinds) == (case in ("mass", "on trial"))
 
 
 def test_the_controller_of_top_p_moved_and_was_saved(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
