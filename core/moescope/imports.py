@@ -21,7 +21,7 @@ _VIEWS = (
     "moescope.sweep.lanes",
     "moescope.sweep.runner",
 )
-_MODELS = ("moescope.model", "moescope.adapters.ours", "moescope.train.config")
+_MODELS = ("moescope.model", "moescope.adapters.ours", "moescope.train.config", "moescope.train.forking")
 
 _views_lock = threading.Lock()
 _models_lock = threading.Lock()

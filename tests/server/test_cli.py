@@ -104,6 +104,8 @@ BAD: list[tuple[list[str], str]] = [
     (["train", "clusters", "--set", "optim.lr"], "write key=value"),
     (["train", "--resume", "no-such-run"], "There is no run 'no-such-run'"),
     (["train", "--resume", "x", "--set", "a=1"], "resumed as it was"),
+    (["train", "--resume", "x", "--fork", "y"], "give one of them"),
+    (["train", "--fork", "nothing-there"], "no checkpoint and no run 'nothing-there'"),
     (["serve", "--port", "99999"], "--port"),
     (["serve", "--host", "no such host"], "is not an address"),
     (["serve", "--home", "PYPROJECT"], "cannot be used as the home folder"),
@@ -196,6 +198,27 @@ def test_train_runs_in_the_foreground_and_the_home_knows_of_it(call: Call, home:
     store.close()
     code, out, err = call("train", "--resume", run.id, "--home", home)
     assert code == 2 and "is finished" in err
+
+
+def test_a_fork_goes_on_from_the_other_runs_weights_as_a_run_of_its_own(call: Call, home: Path, tmp_path: Path) -> None:
+    code, out, err = call("train", "clusters", "--set", "optim.steps=20", *SMALL, "--home", home, "--json")
+    assert code == 0, err
+    first = json.loads(out)["run"]
+    code, out, err = call("train", "--fork", first, "--home", home)
+    assert (code, out) == (2, "") and "optim.steps" in err
+    code, out, err = call(
+        "train", "--fork", first, "--set", "optim.steps=30", "--set", "optim.lr=1e-5", "--home", home, "--json"
+    )
+    assert (code, err) == (0, ""), err
+    said = json.loads(out)
+    store = Store(home, samples=tmp_path)
+    run = store.run(said["run"])
+    assert (said["step"], run.config["optim"]["lr"], run.config["data"]["tokens"]) == (30, 1e-5, 2000)
+    assert run.fork == {"run": first, "checkpoint": f"{first}-c20", "step": 20} and run.name.endswith(", from step 20")
+    assert [event.step for event in store.events_after(0, run.id, ["train"])] == list(range(21, 31))
+    before, after = (store.events_after(0, id, ["eval"]) for id in (first, run.id))
+    assert after[0].payload["loss"] == pytest.approx(before[-1].payload["loss"], abs=1e-4)
+    store.close()
 
 
 def test_a_run_that_was_killed_outright_goes_on_exactly_without_a_server(
