@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -11,13 +13,33 @@ from torch import distributed
 
 from moescope.train.config import parse_run_config
 from moescope.train.loop import train
+from moescope.train.orders import Order
+
+PLANS = {
+    "by hand": {
+        1: [Order("a", "pause")],
+        2: [Order("b", "split", 0, 1), Order("c", "split", 7, 1), Order("d", "checkpoint")],
+        3: [Order("e", "go_on"), Order("f", "retire", 1, 0)],
+    }
+}
+"""What is ordered in a case, at the n-th asking."""
+
+
+def given(name: str) -> Callable[[], Sequence[Order]]:
+    plan, asked = PLANS.get(name, {}), iter(range(10**6))
+    return lambda: plan.get(next(asked), [])
+
+
+def never() -> Sequence[Order]:
+    raise AssertionError("only the first process is given orders")
 
 
 def main(cases: Path, out: Path) -> None:
     torch.set_num_threads(1)
     for name, values in json.loads(cases.read_text()).items():
         config = parse_run_config(values)
-        events = list(train(config, out / name))
+        orders = never if int(os.environ["RANK"]) else given(name)
+        events = list(train(config, out / name, orders=orders))
         half = out / f"{name}-half"
         count = 0
 

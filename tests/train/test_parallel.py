@@ -15,6 +15,7 @@ import pytest
 from moescope.config import dump
 from moescope.train.config import RunConfig
 from moescope.train.loop import train
+from train.parallel_runs import given
 
 HERE = Path(__file__).parent
 LEAKY = {"model.leaky_control": True}
@@ -38,6 +39,27 @@ CASES: dict[str, dict[str, Any]] = {
     "ac_ema": {"model.router": "ac_ema", "optim.steps": 16},
     "ac_lm": {"model.router": "ac_release_lm", **LEAKY},
     "c2r": {"model.router": "c2r"},
+    "growing": {
+        "model.num_experts": 2,
+        "model.max_experts": 6,
+        "optim.steps": 24,
+        "expansion": {
+            "detector": "mass",
+            "detector_config": {"omega": 3, "warmup": 4, "alpha": 0.5, "c": 50.0},
+            "acceptor": "nll_mask",
+            "phase": 0.8,
+        },
+    },
+    "conflict": {
+        "model.num_experts": 2,
+        "model.max_experts": 4,
+        "expansion": {
+            "detector": "conflict",
+            "detector_config": {"every": 2, "window": 1, "fall": 0.9, "statistic": 0.0, "explained": 0.0, "fewest": 2},
+            "phase": 1.0,
+        },
+    },
+    "by hand": {"model.max_experts": 6},
     "stable": {"model.router": "stable", "model.router_config": {"stage1_steps": 3}},
 }
 
@@ -59,6 +81,13 @@ def parallel(
     return lambda name: json.loads((folder / f"{name}.json").read_text())
 
 
+CHANGES = ("expansion", "acceptance", "prune")
+
+
+def changed(payload: dict[str, Any]) -> dict[str, Any]:
+    return {name: payload.get(name) for name in ("layer", "parent", "child", "expert", "kept", "alive")}
+
+
 def told(events: Any, *kinds: str) -> list[tuple[str, int, dict[str, Any]]]:
     return [(kind, step, payload) for kind, step, payload in events if kind in kinds]
 
@@ -68,7 +97,7 @@ def test_two_processes_give_the_losses_of_one(
     name: str, parallel: Callable[[str], dict[str, Any]], tiny: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     config = tiny({"threads": 1, **CASES[name]})
-    alone = [(e.kind, e.step, dict(e.payload)) for e in train(config, tmp_path / "run")]
+    alone = [(e.kind, e.step, dict(e.payload)) for e in train(config, tmp_path / "run", orders=given(name))]
     both = parallel(name)["events"]
     assert [(kind, step) for kind, step, _ in both] == [(kind, step) for kind, step, _ in alone]
     for (kind, step, one), (_, _, two) in zip(told(alone, "train", "eval"), told(both, "train", "eval"), strict=True):
@@ -77,13 +106,18 @@ def test_two_processes_give_the_losses_of_one(
         assert two["tokens"] == one["tokens"], where
         if kind == "train":
             assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=2e-4), where
-            assert two["objectives"] == pytest.approx(one["objectives"], rel=2e-4, abs=1e-7), where
+            # a new slot's second moments are near 0, so that AdamW makes much of a gradient's last digit
+            close = 5e-3 if "expansion" in CASES[name] else 2e-4
+            assert two["objectives"] == pytest.approx(one["objectives"], rel=close, abs=1e-7), where
     for (_, _, one), (_, _, two) in zip(told(alone, "load"), told(both, "load"), strict=True):
         for here, there in zip(one["layers"], two["layers"], strict=True):
             assert there["load"] == pytest.approx(here["load"], abs=5e-3) and there["tokens"] == here["tokens"]
     for (_, _, one), (_, _, two) in zip(told(alone, "calibration"), told(both, "calibration"), strict=True):
         for objective, values in one["objectives"].items():
             assert two["objectives"][objective] == pytest.approx(values, rel=1e-4)
+    changes = [[changed(payload) for _, _, payload in told(events, *CHANGES)] for events in (alone, both)]
+    assert changes[0] == changes[1] and bool(changes[0]) == (name in ("growing", "conflict", "by hand"))
+    assert told(alone, "order") == told(both, "order")
 
 
 @pytest.mark.parametrize("name", ["topk", "bias", "ac_ema"])
