@@ -66,9 +66,10 @@ def agreed(value: Tensor) -> Tensor:
     """The first rank's `value`, on every rank: for decisions that must not differ by a rounding. Without gradient."""
     if world() == 1:
         return value.detach()
-    value = value.detach().clone()
-    distributed.broadcast(value, src=0)
-    return value
+    device = torch.device("cuda") if distributed.get_backend() == "nccl" else value.device
+    sent = value.detach().to(device, copy=True)
+    distributed.broadcast(sent, src=0)
+    return sent.to(value.device)
 
 
 def global_rows(num_rows: int) -> tuple[int, int]:

@@ -10,7 +10,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from moescope import ranks
 from moescope.errors import InputError
+from moescope.expansion.base import Finding
 from moescope.expansion.config import ExpansionConfig
 from moescope.expansion.heldout import HeldOut
 from moescope.expansion.layer_growth import Birth, LayerGrowth, Told
@@ -114,7 +116,7 @@ class Growth:
             loss,
             {index: captured.of for index, captured in self._captured.items()},
         )
-        findings = {index: layer.detector.look(seen[index]) for index, layer in watched.items()}
+        findings = {index: _agreed(layer.detector.look(seen[index])) for index, layer in watched.items()}
         self._captured = {}
         rows, changes = [], Told()
         for index, layer in watched.items():
@@ -150,16 +152,16 @@ class Growth:
         return told
 
     def _over(self, step: int) -> str:
-        """Why growth is over, or ""."""
-        if step >= self.end:
-            return "phase over"
+        """Why growth is over, or "". Pruning waits for the end of the phase: copies need time to part."""
+        if step < self.end and self.config.prune_at_end:
+            return ""
         watched = self._watched()
         if not watched:
             return "patience"
         changing = any(layer.acceptor.busy() or layer.detector.drops for layer in watched.values())
         if not changing and all(layer.slots.free() is None for layer in watched.values()):
             return "full"
-        return ""
+        return "phase over" if step >= self.end else ""
 
     def split(self, layer: int, expert: int, step: int) -> Told:
         """Duplicate an expert by hand. Raises `InputError` in one sentence."""
@@ -215,3 +217,20 @@ class Growth:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"The growth's state does not belong to this run ({error}).") from None
+
+
+def _agreed(finding: Finding) -> Finding:
+    """The first rank's decision; its numbers are the same on all, but for what a device may round."""
+    if ranks.world() == 1:
+        return finding
+    num_slots = len(finding.fired_E)
+    chosen = -1 if finding.chosen is None else finding.chosen
+    decided = ranks.agreed(torch.tensor([chosen, *(slot in finding.drop for slot in range(num_slots))]))
+    chosen = int(decided[0])
+    return replace(
+        finding,
+        chosen=None if chosen < 0 else chosen,
+        drop=tuple(decided[1:].nonzero()[:, 0].tolist()),
+        direction_d=None if finding.direction_d is None else ranks.agreed(finding.direction_d),
+        row_d=None if finding.row_d is None else ranks.agreed(finding.row_d),
+    )
