@@ -89,6 +89,7 @@ def follow(store: Store, run: RunRow, *, resume: bool, stop: Callable[[], bool],
     try:
         prepare("preparing")
         config = parse_run_config(run.config)
+        state.clear_remains(folder)  # a checkpoint that was just being replaced is put back
         begun: dict[str, Any] = {"resume": folder} if resume and state.checkpoints(folder) else {}
         if not begun:
             _begin_again(store, run, start)

@@ -199,6 +199,40 @@ def test_what_growth_has_gathered_goes_on_where_expansion_is_the_same(
     assert seen == [[4, 5], [1, 2]]
 
 
+def test_a_grown_model_goes_on_with_the_experts_it_has(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """With the same `expansion` as if never interrupted, in the middle of a trial; without it they stay as they are."""
+    often = {"omega": 3, "warmup": 4, "alpha": 0.5, "c": 50.0}
+    expansion = {
+        "detector": "mass",
+        "detector_config": often,
+        "acceptor": "trial_then_keep",
+        "acceptor_config": {"trial_steps": 5, "share": 0.0005},
+        "phase_steps": 20,
+        "patience": 50,
+    }
+    growing = {
+        "model.num_experts": 2, "model.max_experts": 6, "optim.steps": 24, "load_every": 1, "keep_checkpoints": 99,
+        "checkpoint_every": 1,
+    }  # fmt: skip
+    whole = list(train(tiny({**growing, "expansion": expansion}), tmp_path / "parent"))
+    born = [event.step for event in whole if event.kind == "expansion"]
+    judged = [event.step for event in whole if event.kind == "acceptance"]
+    middle = next(step for step in range(1, 20) if sum(b <= step for b in born) > sum(j <= step for j in judged))
+    begun = tmp_path / f"parent/checkpoints/step-{middle:06d}"
+    same = list(train(tiny({**growing, "expansion": expansion}), tmp_path / "same", fork=begun))
+    kinds = ("train", "load", "drift", "expansion", "acceptance", "growth_ended")
+    after = [
+        [(e.step, e.kind, {**e.payload, "seconds": 0}) for e in events if e.kind in kinds] for events in (whole, same)
+    ]
+    assert after[1] == [item for item in after[0] if item[0] > middle] and judged[-1] > middle
+    fixed = list(train(tiny(growing), tmp_path / "fixed", fork=begun))
+    assert not [event for event in fixed if event.kind in ("drift", "expansion", "acceptance", "prune")]
+    alive = [[layer["alive"] for layer in event.payload["layers"]] for event in fixed if event.kind == "load"]
+    there = load_file(begun / "model.safetensors")
+    masks = [there[f"blocks.{index}.moe.alive_E"].nonzero().flatten().tolist() for index in (0, 1)]
+    assert all(shown == masks for shown in alive) and sum(map(len, masks)) > 4
+
+
 def test_there_must_be_a_checkpoint_and_one_origin(
     parent: Path, tiny: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
