@@ -11,8 +11,10 @@ from moescope.metrics.maxvio import MaxVio
 from moescope.metrics.measuring import measure
 from moescope.metrics.mutual_information import MutualInformation
 from moescope.metrics.routing_entropy import RoutingEntropy
+from moescope.metrics.routing_jsd import RoutingJSD, RoutingJSDFull
 from moescope.metrics.silhouette import Silhouette, SilhouetteCosine
 from moescope.metrics.view import alive_experts
+from moescope.metrics.within_between import WithinBetween
 
 METRICS: dict[str, type[Metric]] = {
     "load_ratio": LoadRatio,
@@ -24,8 +26,11 @@ METRICS: dict[str, type[Metric]] = {
     "effective_experts": EffectiveExperts,
     "margin": Margin,
     "mutual_information": MutualInformation,
+    "routing_jsd": RoutingJSD,
+    "routing_jsd_full": RoutingJSDFull,
     "silhouette": Silhouette,
     "silhouette_cosine": SilhouetteCosine,
+    "within_between": WithinBetween,
 }
 
 __all__ = ["METRICS", "Measurement", "Metric", "alive_experts", "measure"]
