@@ -28,12 +28,15 @@ class WatchCallback(TrainerCallback):  # type: ignore[misc]
         self.watcher: Watcher | None = None
         """The run under way."""
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        self.close(InputError("training began anew before it had ended."))
+    def on_init_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         if args.torch_compile:
             raise InputError("The Trainer compiles the model (torch_compile); watch and train it uncompiled.")
         if args.n_gpu > 1:
             raise InputError("The Trainer uses DataParallel here; start it with torchrun, one process per GPU.")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        self.close(InputError("training began anew before it had ended."))
+        self.on_init_end(args, state, control)  # it may have been added later
         tokenizer = self._tokenizer or _text_tokenizer(given.get("processing_class"))
         options = {"steps": state.max_steps, **self._options}
         name = self._run or args.run_name or "transformers.Trainer"
