@@ -233,6 +233,27 @@ def test_a_grown_model_goes_on_with_the_experts_it_has(tiny: Callable[..., RunCo
     assert all(shown == masks for shown in alive) and sum(map(len, masks)) > 4
 
 
+def test_the_command_without_a_home_forks(
+    parent: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import json
+
+    from moescope.train.__main__ import main
+
+    config = json.loads((parent / "config.json").read_text("utf-8"))
+    lines = [f"{name} = {json.dumps(value)}" for name, value in config["model"].items() if value not in (None, {})]
+    text = "[model]\n" + "\n".join(lines) + f'\n[data]\nspec = "{texts}"\ntokens = 4000\n'
+    (tmp_path / "run.toml").write_text(text + "[optim]\nsteps = 9\nbatch = 4\nseq = 16\nwarmup = 2\n", "utf-8")
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("moescope.train.allocator.keep_freed_memory", lambda: None)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "1")
+    command = ["moescope.train", str(tmp_path / "run.toml"), "--out", str(tmp_path / "out"), "--fork", str(parent)]
+    monkeypatch.setattr("sys.argv", command)
+    assert main() == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert told[0]["payload"]["forked"]["step"] == 8 and told[-1]["kind"] == "run_finished" and told[-1]["step"] == 9
+
+
 def test_there_must_be_a_checkpoint_and_one_origin(
     parent: Path, tiny: Callable[..., RunConfig], tmp_path: Path
 ) -> None:

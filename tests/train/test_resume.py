@@ -212,6 +212,26 @@ def test_a_finished_run_resumes_to_its_end(tiny: Callable[..., RunConfig], tmp_p
     assert {**again[-1].payload, "seconds": 0} == {**finished.payload, "seconds": 0}
 
 
+def test_a_checkpoint_of_an_older_release_resumes(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """One that knows nothing of growth, nor of settings that came since."""
+    config = tiny()
+    whole = told(train(config, tmp_path / "whole"))
+    list(train(config, tmp_path / "run", stop=stop_after(4)))
+    newest = checkpoints(tmp_path / "run")[-1]
+    plain = json.loads((newest / "run.json").read_text("utf-8"))
+    del plain["by_hand"], plain["config"]["expansion"], plain["config"]["data"]["arrive"]
+    model = json.loads((newest / "config.json").read_text("utf-8"))
+    for since in ("expert", "position", "norm", "num_values"):
+        del plain["config"]["model"][since], model["model"][since]
+    (newest / "run.json").write_text(json.dumps(plain), "utf-8")
+    (newest / "config.json").write_text(json.dumps(model), "utf-8")
+    assert not list(newest.glob("expansion.*")), "a run without free slots has nothing to keep of growth"
+    resumed = told(train(config, tmp_path / "run", resume=tmp_path / "run"))
+    assert resumed == [item for item in whole if item[0] > 4]
+    with pytest.raises(InputError, match="expert is 'linear', it was 'swiglu'"):
+        train(tiny({"model.expert": "linear"}), tmp_path / "run", resume=tmp_path / "run")
+
+
 @pytest.mark.parametrize("damage", ["run.json", "optimizer.safetensors", "model.safetensors", "version", "moments"])
 def test_a_damaged_checkpoint_is_refused(tiny: Callable[..., RunConfig], tmp_path: Path, damage: str) -> None:
     list(train(tiny(), tmp_path / "run", stop=stop_after(1)))

@@ -26,6 +26,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where everything is written")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
     parser.add_argument("--resume", action="store_true", help="go on from the folder's newest checkpoint")
+    parser.add_argument("--fork", type=Path, metavar="CHECKPOINT", help="begin with another run's, or a run's newest")
     arguments = parser.parse_args()
     try:
         _train(arguments)
@@ -54,7 +55,8 @@ def _train(arguments: argparse.Namespace) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     out: Path = arguments.out
-    for event in train(config, out, resume=out if arguments.resume else None, stop=stop.is_set):
+    resume = out if arguments.resume else None
+    for event in train(config, out, resume=resume, fork=arguments.fork, stop=stop.is_set):
         line = json.dumps(dataclasses.asdict(event))
         print(line, flush=True)
         with (out / "events.jsonl").open("a", encoding="utf-8") as file:
