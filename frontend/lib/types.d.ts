@@ -63,9 +63,9 @@ export interface RunRow {
   fork: { run: string; checkpoint: string; step: number } | null; ahead: number; orphan: boolean; sample: boolean;
 }
 export interface Slot {
-  layer: number; expert: number; parent: number | null; born: number; died: number | null; why: string; answers: string | null;
+  layer: number; expert: number; parent: number | null; born: number; died: number | null; why: string; end: string | null; answers: string | null;
 }
-export interface GrowthState { layers: number[]; slots: number; alive: Record<string, number[]>; tree: Slot[]; changes: MoeEvent[] }
+export interface GrowthState { layers: number[]; slots: number | null; alive: Record<string, number[]>; tree: Slot[]; changes: MoeEvent[] }
 export type SettingKind = "integer" | "number" | "string" | "boolean" | "choice" | "choices" | "registry" | "corpus" | "objectives" | "plain";
 export interface Setting {
   key: string; name: string; group: string; kind: SettingKind; none: boolean; help: string; default: unknown;
@@ -115,7 +115,7 @@ export interface FigureMeta {
   moescope: number; name: string; layer: number | null; title: string; caption: string;
   shown?: number | null; total?: number | null; note?: string | null; grow?: Grow[]; again?: string[]; track?: boolean;
 }
-export type Role = "tokens" | "cells" | "label_cells" | "bars" | "curve" | "step_cells" | "marks" | "blank";
+export type Role = "tokens" | "cells" | "label_cells" | "bars" | "curve" | "step_cells" | "marks" | "flow" | "blank";
 export interface TraceMeta { role?: Role; group?: { expert?: number; label?: string; value?: string }; x?: string; y?: string; label?: string; experts?: number[] }
 
 /** A Plotly trace or layout is a wide open record; what the page reads of it is narrowed where it is read. */

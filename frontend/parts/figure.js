@@ -202,6 +202,7 @@ export class MoeFigure extends HTMLElement {
     else if (meta.role === "cells") this.tell("pick", { expert: expert(point.x), layer: Number(String(point.y).replace(/^L/, "")) });
     else if (meta.role === "label_cells") this.tell("pick", { expert: expert(point.x), label: meta.label, value: String(point.y) });
     else if (meta.role === "bars") this.tell("pick", { expert: expert(point.x) });
+    else if (meta.role === "flow") this.tell("pick", { expert: expert(point.label) });
     else if (meta.role === "step_cells") this.tell("pick", { expert: expert(point.y), step: Number(point.x) });
     else if (meta.role === "marks") this.tell("step", { step: Number(point.x) });
     else if (meta.role === "curve" && Number.isInteger(meta.group?.expert)) this.tell("pick", { expert: meta.group.expert, step: Number(point.x) });

@@ -151,7 +151,7 @@ export class MoeLive extends MoeFigure {
     if (cursor === null) return;
     const { xaxis } = graph._fullLayout;
     const at = xaxis._offset + Math.max(0, Math.min(xaxis._length, xaxis.l2p(cursor)));
-    const bottom = graph.clientHeight - (graph._fullLayout.margin?.b ?? 0);
+    const bottom = graph.clientHeight - (graph._fullLayout._size?.b ?? 0);
     this.overlay.append(
       svg("rect", { class: "veil", x: at, y: 0, width: Math.max(0, xaxis._offset + xaxis._length - at), height: Math.max(0, bottom) }),
       svg("line", { class: "cursor", x1: at, x2: at, y1: 0, y2: bottom }));

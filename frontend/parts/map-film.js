@@ -54,16 +54,11 @@ export class MoeFilm extends MoeFigure {
   }
 
   /** @param {FigureJson} figure */
-  widen(figure) {
-    for (const trace of figure.data) {
-      if (trace.meta?.role !== "tokens") continue;
-      for (let i = 0; i < trace.x.length; i += 1) {
-        const [x, y] = [trace.x[i], trace.y[i]];
-        this.bounds ??= { x: [x, x], y: [y, y] };
-        this.bounds.x = [Math.min(this.bounds.x[0], x), Math.max(this.bounds.x[1], x)];
-        this.bounds.y = [Math.min(this.bounds.y[0], y), Math.max(this.bounds.y[1], y)];
-      }
-    }
+  widen({ layout }) {
+    const [x, y] = [layout.xaxis?.range, layout.yaxis?.range];
+    if (!x || !y) return;
+    const wide = (/** @type {[number, number]} */ old, /** @type {[number, number]} */ now) => /** @type {[number, number]} */ ([Math.min(old[0], now[0]), Math.max(old[1], now[1])]);
+    this.bounds = this.bounds ? { x: wide(this.bounds.x, x), y: wide(this.bounds.y, y) } : { x, y };
   }
 
   /** Show one snapshot; from another of the same series its points move there in `ms`. @param {What} what @param {number} ms */
@@ -143,10 +138,9 @@ export class MoeFilm extends MoeFigure {
   dressed(figure) {
     const { bounds } = this;
     if (!bounds) return figure;
-    const range = (/** @type {[number, number]} */ [low, high]) => [low - 0.06 * (high - low || 1), high + 0.06 * (high - low || 1)];
     const { layout } = figure;
     const experts = figure.data.every((trace) => trace.meta?.role !== "tokens" || trace.meta.group?.expert !== undefined);
-    return { data: figure.data, layout: { ...layout, showlegend: !experts && layout.showlegend !== false, xaxis: { ...layout.xaxis, range: range(bounds.x), autorange: false }, yaxis: { ...layout.yaxis, range: range(bounds.y), autorange: false } } };
+    return { data: figure.data, layout: { ...layout, showlegend: !experts && layout.showlegend !== false, xaxis: { ...layout.xaxis, range: [...bounds.x], autorange: false }, yaxis: { ...layout.yaxis, range: [...bounds.y], autorange: false } } };
   }
 }
 

@@ -15,6 +15,7 @@ export function statusWords(run) {
 
 /** What stands in the way of a run, in a sentence; null where nothing does. @param {RunRow} run */
 export function troubleWords(run) {
+  if (run.orphan && run.job === null) return "The program that trained it has ended without a word.";
   if (run.orphan) return run.checkpoints.length ? `Its process died without a word. It can go on from its last checkpoint, ${checkpointWords(run)}.` : "Its process died without a word, before its first checkpoint: it can only be started again.";
   if (run.status === "queued") return run.ahead ? `It waits for ${plural(run.ahead, "run")}: runs train one after another.` : null;
   return run.error;
@@ -36,14 +37,14 @@ export class RunControls extends HTMLElement {
     this.shown = key;
     this.classList.add("button-row");
     const focused = this.contains(document.activeElement) ? document.activeElement?.textContent : null;
-    const live = (run.status === "running" || run.status === "paused") && !run.orphan;
+    const live = (run.status === "running" || run.status === "paused") && !run.orphan && run.job !== null;
     const order = (/** @type {string} */ kind, /** @type {string} */ words, /** @type {string} */ title) => act(words, () => api.order(run.id, { kind }), "", title);
     fill(this,
       live && run.status === "running" && order("pause", "Pause", "The process stays alive and waits"),
       live && run.status === "paused" && act("Go on", () => api.order(run.id, { kind: "go_on" }), "primary"),
       live && order("checkpoint", "Checkpoint", "Write a checkpoint now"),
       (live || run.status === "queued") && act("Stop", () => api.stopRun(run.id), "", "It writes a checkpoint and ends; it can be resumed"),
-      (run.orphan || run.status === "stopped" || run.status === "failed") && run.checkpoints.length > 0 && act(run.orphan ? `Resume from ${checkpointWords(run)}` : "Resume", () => api.resumeRun(run.id), "primary"),
+      run.job !== null && (run.orphan || run.status === "stopped" || run.status === "failed") && run.checkpoints.length > 0 && act(run.orphan ? `Resume from ${checkpointWords(run)}` : "Resume", () => api.resumeRun(run.id), "primary"),
       run.checkpoints.length > 0 && h("button", { type: "button", title: "Start a new run from a checkpoint of this one, with changed settings", onclick: () => forkDialog(run) }, "Fork…"));
     if (focused) [...this.querySelectorAll("button")].find((button) => button.textContent === focused)?.focus();
   }

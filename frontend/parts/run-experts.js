@@ -34,14 +34,14 @@ export class MoeRunExperts extends HTMLElement {
     const slots = growth.slots;
     fill(this.layers, growth.layers.map((one) => {
       const count = aliveAt(growth, one, step).length;
-      return h("button", { type: "button", "aria-pressed": String(one === layer), "data-key": `layer ${one}`, title: `${count} of ${slots} slots of layer ${one} hold an expert ( [ and ] )`, onclick: () => state.set({ layer: one, expert: null }) },
-        `Layer ${one}`, h("span", { class: "count" }, ` ${count}/${slots}`));
+      return h("button", { type: "button", "aria-pressed": String(one === layer), "data-key": `layer ${one}`, title: slots === null ? `${count} experts in layer ${one} ( [ and ] )` : `${count} of ${slots} slots of layer ${one} hold an expert ( [ and ] )`, onclick: () => state.set({ layer: one, expert: null }) },
+        `Layer ${one}`, h("span", { class: "count" }, ` ${count}${slots === null ? "" : `/${slots}`}`));
     }));
     fill(this.chips, alive.map((slot) => h("button", {
       type: "button", class: "expert-chip", "aria-pressed": String(slot.expert === expert), "data-key": `expert ${slot.expert}`, "data-expert": slot.expert, title: title(slot),
       onclick: () => state.set({ expert: slot.expert === expert ? null : slot.expert }),
     }, h("span", { class: "swatch", style: { "--c": now.colour(slot.expert) ?? "var(--muted)" } }), `E${slot.expert}`)));
-    this.words.textContent = change ? `${step === null ? "Last change" : "Change before"}: ${changeWords(change)}.` : "No expert has split yet.";
+    this.words.textContent = change ? `${step === null ? "Last change" : "Change before"}: ${changeWords(change)}.` : now.byHand ? "No expert has split yet." : "";
     this.selected(now);
     if (focused) /** @type {HTMLElement | null} */ (this.querySelector(`[data-key="${focused}"]`))?.focus();
   }
@@ -54,7 +54,7 @@ export class MoeRunExperts extends HTMLElement {
     if (expert === null) return;
     const live = run.status === "running" || run.status === "paused";
     const alive = growth.alive[String(layer)]?.includes(expert) === true;
-    const free = growth.slots - (growth.alive[String(layer)]?.length ?? 0);
+    const free = (growth.slots ?? 0) - (growth.alive[String(layer)]?.length ?? 0);
     const order = (/** @type {"split" | "retire"} */ kind, /** @type {string} */ words, /** @type {string} */ question, /** @type {string | null} */ why) => h("button", {
       type: "button", class: "small", disabled: why !== null, title: why ?? "", "data-key": kind, "data-order": kind,
       onclick: async () => {
@@ -89,7 +89,7 @@ export class MoeRunExperts extends HTMLElement {
 /** @param {Slot} slot */
 function life(slot) {
   const from = slot.parent === null ? "there from the start" : `child of E${slot.parent} since step ${number(slot.born)} (${slot.why})`;
-  return slot.died === null ? from : `${from}, gone at step ${number(slot.died)}`;
+  return slot.died === null ? from : `${from}, gone at step ${number(slot.died)}${slot.end ? ` (${slot.end})` : ""}`;
 }
 
 /** @param {Slot} slot */

@@ -87,11 +87,12 @@ export class RunHead extends HTMLElement {
   remaining(run) {
     this.bar.max = Math.max(1, run.steps);
     this.bar.value = run.step;
+    this.bar.hidden = !run.steps;
     const job = run.job === null ? null : jobs.all.get(run.job);
     const live = !run.orphan && (run.status === "running" || run.status === "queued");
     const left = live && job ? duration(job.seconds_left) : "";
     const stage = live && job && (run.status === "queued" || run.step === 0) ? ` · ${job.stage || "waiting for its turn"}` : "";
-    this.step.textContent = `step ${number(run.step)} of ${number(run.steps)}${left ? ` · ${left} left` : ""}${stage}`;
+    this.step.textContent = `step ${number(run.step)}${run.steps ? ` of ${number(run.steps)}` : ""}${left ? ` · ${left} left` : ""}${stage}`;
   }
 
   /** @param {MoeEvent} event */

@@ -21,7 +21,7 @@ export function trackOf(figure, frame) {
   const axes = {};
   for (const [name, axis] of Object.entries(layout)) {
     if (/^xaxis\d*$/.test(name)) axes[name] = { ...axis, ...range, title: undefined, automargin: false };
-    const names = axis?.type === "category" && axis.categoryarray?.length <= MOST_ROWS ? { tickmode: "array", tickvals: axis.categoryarray, tickfont: { size: axis.categoryarray.length > 10 ? 9 : 11 } } : {};
+    const names = axis?.type === "category" && axis.categoryarray?.length <= MOST_ROWS ? { tickmode: "array", tickvals: axis.categoryarray, tickfont: { size: axis.categoryarray.length > 5 ? 9 : 11 } } : {};
     if (/^yaxis\d*$/.test(name)) axes[name] = { ...axis, ...names, automargin: false, title: several ? axis.title : undefined };
   }
   return {
@@ -34,9 +34,16 @@ export function trackOf(figure, frame) {
 function dressed(trace) {
   if (trace.colorbar) return { ...trace, colorbar: { ...trace.colorbar, title: undefined } };
   if (typeof trace.mode === "string" && trace.mode.includes("text") && Array.isArray(trace.text)) {
-    return { ...trace, text: trace.text.map((/** @type {unknown} */ words) => { const told = String(words ?? ""); return told.length > MOST_LETTERS ? `${told.slice(0, MOST_LETTERS - 1)}…` : told; }) };
+    return { ...trace, text: trace.text.map((/** @type {unknown} */ words) => brief(String(words ?? ""))) };
   }
   return trace;
+}
+
+/** What fits beside a track: of "topic python code" the label's name goes first, unless only a number is left. @param {string} words */
+function brief(words) {
+  const value = words.slice(words.indexOf(" ") + 1);
+  const told = words.length > MOST_LETTERS && !/^\d+…?$/.test(value) ? value : words;
+  return told.length > MOST_LETTERS ? `${told.slice(0, MOST_LETTERS - 1)}…` : told;
 }
 
 /** The names of stacked bands, at their right ends. @param {PlotTrace[]} data */

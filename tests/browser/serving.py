@@ -26,11 +26,12 @@ HOSTILE = '<img src=x onerror="window.pwned=1">'
 
 @dataclass(frozen=True)
 class Served:
-    """address: with the token. traces: what was put in, name to id."""
+    """address: with the token. traces: what was put in, name to id. home: the served folder."""
 
     address: str
     traces: dict[str, str]
     log: Path
+    home: Path
 
     @property
     def base(self) -> str:
@@ -112,7 +113,7 @@ def serving(home: Path, traces: dict[str, Trace]) -> Iterator[Served]:
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | {"PYTHONUNBUFFERED": "1"})
     try:
-        yield Served(_address(process, log), ids, log)
+        yield Served(_address(process, log), ids, log, home)
     finally:
         process.terminate()
         try:

@@ -13,21 +13,22 @@ from browser.serving import Served
 pytestmark = pytest.mark.browser
 
 LOSS = "() => document.querySelector('.area-loss .figure-plot')?.data?.[0]?.x?.length ?? 0"
+SETTINGS = ".setting[data-key='{}']"
 
 
-def start(page: Page, served: Served, settings: str) -> None:
-    page.goto(f"{served.base}/#/library")
-    preset = page.locator('.preset[data-preset="clusters"]')
-    preset.get_by_text("Change settings").click()
-    preset.get_by_role("textbox").fill(settings)
-    preset.get_by_role("button", name="Start").click()
-    page.wait_for_url(re.compile("#/run/"))
+def start(page: Page, served: Served, settings: dict[str, object], preset: str = "clusters") -> str:
+    """Start a preset with changed settings and watch it; its id."""
+    answer = page.request.post(f"{served.base}/api/runs", data={"preset": preset, "set": settings})
+    assert answer.ok, answer.text()
+    run: str = answer.json()["run"]
+    page.goto(f"{served.base}/#/run/{run}")
+    return run
 
 
 def test_a_run_is_watched_live_to_its_end(page: Page, served: Served) -> None:
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
-    start(page, served, "optim.steps=120\nsnapshot_every=60\neval_every=30")
+    start(page, served, {"optim.steps": 120, "snapshot_every": 60, "eval_every": 30})
     expect(page.locator(".jobs-button")).to_contain_text("Jobs: 1")
     sizes = f"() => (window.sizes ??= new Set()).add(({LOSS})()).size >= 4"
     page.wait_for_function(sizes, timeout=120_000)
@@ -44,17 +45,17 @@ def test_a_run_is_watched_live_to_its_end(page: Page, served: Served) -> None:
     page.reload()
     page.wait_for_function(f"() => ({LOSS})() === 120")
     expect(page.locator(".run-numbers")).to_contain_text("Held-out loss")
-    slider = page.get_by_label("Snapshot")
+    slider = page.get_by_label("Step", exact=True)
     slider.focus()
     page.keyboard.press("ArrowLeft")
     page.wait_for_url(re.compile("step=60"))
-    expect(page.locator(".snapshot-tools output")).to_contain_text("60")
+    expect(page.locator(".snapshot-tools output")).to_contain_text("step 60")
     page.get_by_role("link", name="Inspect this snapshot").click()
     ready(page)
 
 
 def test_a_run_is_stopped_and_resumed(page: Page, served: Served) -> None:
-    start(page, served, "optim.steps=2000\ncheckpoint_every=50\nsnapshot_every=1000\neval_every=1000")
+    start(page, served, {"optim.steps": 2000, "checkpoint_every": 50, "snapshot_every": 1000, "eval_every": 1000})
     page.wait_for_function(f"() => ({LOSS})() >= 3", timeout=120_000)
     page.reload()
     expect(page.locator(".jobs-button")).to_contain_text("Jobs: 1")
@@ -71,12 +72,108 @@ def test_a_run_is_stopped_and_resumed(page: Page, served: Served) -> None:
     assert steps == list(range(1, len(steps) + 1))
 
 
-def test_a_wrong_setting_is_refused_before_anything_starts(page: Page, served: Served, expected: list[str]) -> None:
-    expected.append("400")
-    page.goto(f"{served.base}/#/library")
-    preset = page.locator('.preset[data-preset="clusters"]')
-    preset.get_by_text("Change settings").click()
-    preset.get_by_role("textbox").fill("optim.steps=many")
-    preset.get_by_role("button", name="Start").click()
-    expect(page.locator(".toast.error")).to_contain_text("steps")
-    assert "#/library" in page.url
+def test_the_form_says_what_is_wrong_and_starts_what_is_right(page: Page, served: Served) -> None:
+    page.goto(f"{served.base}/#/new?preset=clusters")
+    expect(page.locator(".preset-card.chosen")).to_have_attribute("data-preset", "clusters")
+    expect(page.locator(".verdict-line")).to_have_text("Ready to start.")
+    page.keyboard.press("/")
+    page.keyboard.type("optimizer steps")
+    steps = page.locator(SETTINGS.format("optim.steps"))
+    expect(page.locator(".setting:visible")).to_have_count(1)
+    field = steps.get_by_role("textbox")
+    field.fill("-3")
+    expect(steps.locator(".objection")).to_contain_text("at least 1")
+    expect(page.get_by_role("button", name="Start the run")).to_be_disabled()
+    field.fill("30")
+    expect(steps.locator(".objection")).to_have_text("")
+    expect(page.locator(".differ")).to_contain_text("optim.steps = 30")
+    page.reload()
+    expect(steps.get_by_role("textbox")).to_have_value("30")
+    posted: list[object] = []
+    page.on(
+        "request",
+        lambda request: (
+            posted.append(request.post_data_json)
+            if request.url.endswith("/api/runs") and request.method == "POST"
+            else None
+        ),
+    )
+    page.get_by_label("Name of the run").fill("By the form")
+    page.get_by_label("Name of the run").press("Enter")
+    page.wait_for_url(re.compile("#/run/"))
+    assert posted == [{"set": {"optim.steps": 30}, "preset": "clusters", "name": "By the form"}], "only what differs"
+    expect(page.locator(".run-head .chip")).to_have_text("finished", timeout=120_000)
+    expect(page.locator(".run-head")).to_contain_text("step 30 of 30")
+
+
+def test_options_follow_what_is_chosen(page: Page, served: Served) -> None:
+    page.goto(f"{served.base}/#/new?preset=lm-small")
+    router = page.locator(SETTINGS.format("model.router"))
+    router.get_by_role("combobox").first.select_option("top_p")
+    router.get_by_label("P", exact=True).fill("0.7")
+    expect(page.locator(".differ")).to_contain_text('model.router_config = {"p":0.7}')
+    source = page.locator(SETTINGS.format("data.spec"))
+    source.get_by_role("combobox").first.select_option("ginc")
+    source.get_by_label("Entities").fill("7")
+    expect(page.locator(".differ")).to_contain_text('data.spec = {"corpus":"ginc","entities":7}')
+    objectives = page.locator(SETTINGS.format("objectives"))
+    objectives.get_by_label("Add an objective").select_option("router_z")
+    expect(objectives.get_by_label("router_z", exact=True)).to_be_focused()
+    objectives.get_by_role("button", name="Take load_balance away").click()
+    expect(page.locator(".differ")).to_contain_text('objectives = {"router_z":0.01}')
+    page.get_by_label("Let experts grow").check()
+    page.locator(SETTINGS.format("model.max_experts")).get_by_role("textbox").fill("12")
+    page.locator(SETTINGS.format("expansion.detector")).get_by_role("combobox").first.select_option("random")
+    expect(page.locator(".differ")).to_contain_text('expansion = {"detector":"random"}')
+    expect(page.locator(".verdict-line")).to_have_text("Ready to start.")
+
+
+def test_a_run_is_paused_and_split_by_hand_and_forked(page: Page, served: Served) -> None:
+    start(
+        page,
+        served,
+        {"optim.steps": 4000, "checkpoint_every": 0, "snapshot_every": 0, "eval_every": 0, "model.max_experts": 10},
+    )
+    page.wait_for_function(f"() => ({LOSS})() >= 3", timeout=120_000)
+    page.get_by_role("button", name="Pause", exact=True).click()
+    expect(page.locator(".run-head .chip")).to_have_text("paused")
+    page.reload()
+    expect(page.locator(".run-head .chip")).to_have_text("paused")
+    page.locator(".expert-chip[data-expert='2']").click()
+    page.get_by_role("button", name="Split E2…").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("2 free slots")
+    dialog.get_by_role("button", name="Split E2").click()
+    expect(page.locator(".toast").filter(has_text="E2 split, E8 is its child")).to_be_visible()
+    expect(page.locator(".expert-chip[data-expert='8']")).to_be_visible()
+    page.locator(".expert-chip[data-expert='5']").click()
+    page.get_by_role("button", name="Retire E5…").click()
+    page.get_by_role("dialog").get_by_role("button", name="Retire E5").click()
+    expect(page.locator(".toast").filter(has_text="E5 of layer 0 was retired")).to_be_visible()
+    expect(page.locator(".expert-chip[data-expert='5']")).to_have_count(0)
+    page.get_by_role("button", name="Go on").click()
+    expect(page.locator(".run-head .chip")).to_have_text("running")
+    page.get_by_role("button", name="Checkpoint", exact=True).click()
+    expect(page.locator(".toast").filter(has_text="A checkpoint was written")).to_be_visible()
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator(".run-head .chip")).to_have_text("stopped", timeout=120_000)
+    page.get_by_role("button", name="Fork…").click()
+    page.get_by_role("button", name="Choose settings").click()
+    page.wait_for_url(re.compile(r"#/new\?fork="))
+    step = int(page.locator(".lead").inner_text().split("from step ")[1].split(":")[0].replace(",", ""))
+    page.locator(SETTINGS.format("optim.steps")).get_by_role("textbox").fill(str(step + 20))
+    page.get_by_role("button", name="Start the run").click()
+    page.wait_for_url(re.compile("#/run/"))
+    expect(page.locator(".run-head .chip")).to_have_text("finished", timeout=120_000)
+    expect(page.locator(".forked")).to_contain_text(f"at step {step:,}")
+    assert "E8" in page.locator(".expert-chips").inner_text(), "the fork has the child"
+
+
+def test_the_second_run_waits_for_the_first(page: Page, served: Served) -> None:
+    first = start(page, served, {"optim.steps": 4000, "snapshot_every": 0, "eval_every": 0})
+    second = start(page, served, {"optim.steps": 10})
+    expect(page.locator(".run-head .chip")).to_have_text("queued")
+    expect(page.locator(".run-head .banner")).to_contain_text("It waits for 1 run")
+    page.request.post(f"{served.base}/api/runs/{first}/stop")
+    expect(page.locator(".run-head .chip")).to_have_text("finished", timeout=120_000)
+    assert second in page.url
