@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 from moescope.events import Event
 from moescope.store import Store
@@ -28,6 +28,7 @@ class EventHub:
         self.closed = False
         self.last = 0
         self._kept: deque[Event] = deque(maxlen=_KEPT)
+        self._messages: dict[int, bytes] = {}
         self._news = asyncio.Event()
         self._database: Database | None = None
         self._task: asyncio.Task[None] | None = None
@@ -89,6 +90,15 @@ class EventHub:
                 await asyncio.wait_for(news.wait(), heartbeat)
             except TimeoutError:
                 yield []
+
+    def written(self, event: Event, write: Callable[[Event], bytes]) -> bytes:
+        """The event as it is sent, written once for all followers."""
+        message = self._messages.get(event.id)
+        if message is None:
+            message = self._messages[event.id] = write(event)
+            if len(self._messages) > _KEPT:
+                del self._messages[next(iter(self._messages))]
+        return message
 
     async def _since(self, position: int) -> list[Event]:
         if self._kept and self._kept[0].id <= position + 1:

@@ -31,4 +31,4 @@ class Settings:
     max_upload: int = 16 * GIBI
     frontend: Path | None = None
     run_jobs: bool = True
-    poll: float = 0.1
+    poll: float = 0.04

@@ -53,7 +53,7 @@ async def _messages(hub: EventHub, start: int) -> AsyncIterator[bytes]:
     yield format_sse_event(event="ready", id=str(start), data_str=f'{{"after": {start}}}', retry=RETRY)
     async with aclosing(hub.follow(start)) as batches:
         async for batch in batches:
-            yield b"".join(map(_message, batch)) or KEEPALIVE_COMMENT
+            yield b"".join(hub.written(event, _message) for event in batch) or KEEPALIVE_COMMENT
 
 
 def _message(event: Event) -> bytes:
