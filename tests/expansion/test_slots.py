@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from expansion_runs import Run
 from moescope.expansion.base import Split

@@ -108,3 +108,50 @@ def test_restoring_the_state_makes_the_next_step_the_same_bit_for_bit() -> None:
         gradients(made, 9)
         optimizer.step(0.01)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_who_decays_by_whom_follows_the_masks_as_they_are_now() -> None:
+    """Slots come and go between steps: as an optimizer made anew for the masks of every step, bit for bit."""
+    one, other = model(num_experts=3, max_experts=5), model(num_experts=3, max_experts=5)
+    config = OptimConfig(lr=0.1, weight_decay=0.5)
+    going = Optimizer(one, config)
+    state: dict[str, torch.Tensor] = {}
+    for step, alive in enumerate(([0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 2, 3, 4], [0, 1, 2, 3, 4])):
+        for made in (one, other):
+            made.moe[1].alive_E = torch.tensor([e in alive for e in range(5)])
+            gradients(made, step)
+        going.masks_changed()
+        fresh = Optimizer(other, config)
+        fresh.restore(state)
+        going.step(0.1)
+        fresh.step(0.1)
+        state = fresh.state()
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+        assert all(torch.equal(value, state[name]) for name, value in going.state().items())
+
+
+def test_a_dying_slot_leaves_no_momentum_and_a_copied_one_has_none_or_its_parents() -> None:
+    made = model(num_experts=5)
+    optimizer = Optimizer(made, OptimConfig(lr=0.1))
+    optimizer.copy_slot(1, 0, 4, "copy")
+    assert optimizer.state() == {} and optimizer.read_slot(1, 0) == {}, "before the first step there is none"
+    gradients(made, 0)
+    optimizer.step(0.1)
+    slots = ("bank.gate_up", "bank.down", "router.weight")
+
+    def moment(name: str) -> torch.Tensor:
+        return optimizer.state()[f"exp_avg.blocks.1.moe.{name}"]
+
+    before = {name: moment(name) for name in slots}
+    kept = optimizer.read_slot(1, 2)
+    optimizer.clear_slot(1, 2)
+    optimizer.copy_slot(1, 0, 3, "zero")
+    optimizer.copy_slot(1, 1, 4, "copy")
+    for name in slots:
+        now = moment(name)
+        assert not now[2].any() and not now[3].any()
+        assert torch.equal(now[4], before[name][1]) and torch.equal(now[:2], before[name][:2])
+    optimizer.write_slot(1, 2, kept)
+    assert all(torch.equal(moment(name)[2], before[name][2]) for name in slots)
+    optimizer.write_slot(1, 2, {})
+    assert not any(moment(name)[2].any() for name in slots)
