@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from moescope.train.config import RunConfig
 
 FORKED: Final = "forked"
-"""Folder of a run that holds the checkpoint it was forked from: the other run may prune its own."""
+"""Folder of a run that holds the checkpoint it was forked from, until it has one itself: the other run may prune."""
 
 
 @dataclass(frozen=True)

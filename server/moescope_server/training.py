@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from moescope.errors import InputError
 from moescope.events import Event
 from moescope.imports import import_models
 from moescope.store import CheckpointRow, OrderRow, RunRow, Store
-from moescope_server.starting import forked
+from moescope_server.starting import FORKED, forked
 
 
 class CancelledError(BaseException):
@@ -146,6 +147,8 @@ def _know(store: Store, run: RunRow, event: Event) -> None:
         for row in store.database.all(CheckpointRow, run=run.id):
             if not Path(row.path).exists():  # the trainer keeps only the newest
                 store.database.delete(CheckpointRow, row.id)
+        if run.fork:
+            shutil.rmtree(store.run_folder(run.id) / FORKED, ignore_errors=True)  # it has one of its own now
 
 
 def _too_late(order: OrderRow, step: int) -> Event:

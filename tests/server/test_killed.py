@@ -185,5 +185,6 @@ def test_a_trainer_killed_while_no_server_ran_is_found_and_goes_on_with_what_was
         made = client.get(f"/api/runs/{forked['run']}").json()
         assert (made["status"], made["step"]) == ("finished", stopped["step"] + 20), made["error"]
         assert made["fork"] == {"run": run, "checkpoint": fork["fork"], "step": stopped["step"]}
+        assert not (store.run_folder(forked["run"]) / "forked").exists()  # it has checkpoints of its own
         first = store.events_after(0, forked["run"])[0]
         assert (first.kind, first.step, first.payload["forked"]) == ("run_started", stopped["step"], made["fork"])
