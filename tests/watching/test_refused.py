@@ -145,7 +145,7 @@ def test_a_run_whose_process_died_says_so_at_the_next_look(home: Path, read: Cal
     with moescope.watch(build("mixtral"), run="lives", home=home):
         close_dead(store)
         status = {run.name: (run.status, run.orphan) for run in store.runs() if run.origin == "run"}
-        assert status == {"dies": ("failed", False), "lives": ("running", False)}
+        assert status == {"dies": ("failed", True), "lives": ("running", False)}
     close_dead(store)
     (dead,) = [run for run in store.runs() if run.name == "dies"]
     assert dead.error is not None and "is gone, and said nothing of it" in dead.error and dead.step == 2

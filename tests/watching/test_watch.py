@@ -65,6 +65,17 @@ def test_load_equals_an_independent_count_under_accumulation_padding_and_checkpo
     assert read().events("train")[-1].payload["tokens"] == tokens
 
 
+def test_a_whole_model_that_is_computed_again_in_the_backward_pass_counts_once(home: Path, read: Reader) -> None:
+    model, ids = build("mixtral"), batches(1)[0]["input_ids"]
+    with moescope.watch(model, run="m", home=home, load_every=1, log_every=1) as watcher:
+        whole = torch.utils.checkpoint.checkpoint(lambda x: model(input_ids=x, labels=x).loss, ids, use_reentrant=False)
+        whole.backward()
+        watcher.step()
+    assert [layer["tokens"] for layer in read().events("load")[0].payload["layers"]] == [48, 48]
+    told = read().events("train")[0].payload
+    assert told["tokens"] == 48 and told["loss"] == pytest.approx(whole.item())
+
+
 def test_effective_experts_are_those_of_the_logits(home: Path, read: Reader) -> None:
     model = build("mixtral", attention_dropout=0.0)
     data = batches(1, padded=True)

@@ -32,4 +32,5 @@ def close_dead(store: Store) -> None:
         error = f"The process that trained it (pid {place.get('pid')}) is gone, and said nothing of it."
         with store.database.transaction():
             if store.run(run.id).active:  # it may have said so just now
-                store.append(Event(run=run.id, step=run.step, kind="run_failed", payload={"error": error}))
+                payload = {"error": error, "orphan": True}
+                store.append(Event(run=run.id, step=run.step, kind="run_failed", payload=payload))

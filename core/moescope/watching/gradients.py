@@ -174,5 +174,5 @@ def _dots(a_ED: Tensor, b_ED: Tensor) -> Tensor:
     rows = _AT_ONCE.get(a_ED.device.type, _AT_ONCE_ELSEWHERE) // max(a_ED.shape[1], 1)
     if rows <= 1:
         return torch.stack([torch.dot(a_D, b_D) for a_D, b_D in zip(a_ED, b_ED, strict=True)]).float()
-    pairs = zip(a_ED.split(rows), b_ED.split(rows), strict=True)
+    pairs = zip(torch.split(a_ED, rows), torch.split(b_ED, rows), strict=True)
     return torch.cat([(a * b).sum(dim=1, dtype=torch.float32) for a, b in pairs])
