@@ -160,6 +160,7 @@ def test_a_run_is_paused_and_split_by_hand_and_forked(page: Page, served: Served
     page.get_by_role("button", name="Fork…").click()
     page.get_by_role("button", name="Choose settings").click()
     page.wait_for_url(re.compile(r"#/new\?fork="))
+    expect(page.locator(".lead")).to_contain_text("from step")
     step = int(page.locator(".lead").inner_text().split("from step ")[1].split(":")[0].replace(",", ""))
     page.locator(SETTINGS.format("optim.steps")).get_by_role("textbox").fill(str(step + 20))
     page.get_by_role("button", name="Start the run").click()
@@ -171,7 +172,7 @@ def test_a_run_is_paused_and_split_by_hand_and_forked(page: Page, served: Served
 
 def test_the_second_run_waits_for_the_first(page: Page, served: Served) -> None:
     first = start(page, served, {"optim.steps": 4000, "snapshot_every": 0, "eval_every": 0})
-    second = start(page, served, {"optim.steps": 10})
+    second = start(page, served, {"optim.steps": 30})
     expect(page.locator(".run-head .chip")).to_have_text("queued")
     expect(page.locator(".run-head .banner")).to_contain_text("It waits for 1 run")
     page.request.post(f"{served.base}/api/runs/{first}/stop")
