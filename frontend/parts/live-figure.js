@@ -130,7 +130,7 @@ export class MoeLive extends MoeFigure {
     const { expert } = this;
     const known = expert !== null && figure.data.some((trace) => trace.meta?.group?.expert === expert);
     const data = known ? figure.data.map((trace) => faded(trace, /** @type {number} */ (expert))) : figure.data;
-    return this.track ? trackOf({ ...figure, data }, this.frame) : { ...figure, data };
+    return this.track ? trackOf({ ...figure, data }, this.frame, this.canvas.clientHeight) : { ...figure, data };
   }
 
   /** The legend of a track stands in its head. */

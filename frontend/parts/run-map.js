@@ -47,6 +47,8 @@ export class MoeRunMap extends HTMLElement {
       const live = run.status === "running" || run.status === "queued" || run.status === "paused";
       this.of = "";
       this.rows = [];
+      const section = this.closest("section");
+      if (section) section.hidden = !live;
       fill(this, h("header", null, h("h2", null, "Token map over the run")), h("p", { class: "muted empty-line" }, live ? "The first snapshot of the probe text is still to come; the map appears here by itself." : "This run took no snapshots."));
       return;
     }
@@ -58,6 +60,8 @@ export class MoeRunMap extends HTMLElement {
     this.rows = rows;
     this.of = key;
     fill(this.color, ["expert", ...(rows[0]?.labels.map((label) => label.name) ?? []), "confidence"].map((name) => h("option", { value: name }, name)));
+    const section = this.closest("section");
+    if (section) section.hidden = false;
     if (!this.film.isConnected) fill(this, this.film, this.foot);
   }
 

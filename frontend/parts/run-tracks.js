@@ -17,6 +17,10 @@ const HELP = {
   lineage: "A line is an expert, from when it came alive until it died; a branch is a split. At the right stands what each responds to now.",
 };
 
+/** So many rows fit a track as it is; more make it higher, by so many pixels each. */
+const FEW_ROWS = 8;
+const ROW = 12;
+
 /** Fires `pick` {expert, step?, layer?} and `step` {step, ms}. */
 export class MoeRunTracks extends HTMLElement {
   transport = new MoeTransport();
@@ -42,6 +46,12 @@ export class MoeRunTracks extends HTMLElement {
     figure.track = true;
     figure.explain = HELP[name];
     this.tracks.set(name, figure);
+    figure.addEventListener("drawn", () => {
+      const { categoryarray, tickvals } = figure.figure?.layout.yaxis ?? {};
+      const rows = name === "drift" ? categoryarray?.length : name === "lineage" ? tickvals?.length : 0;
+      const section = figure.closest("section");
+      if (section) section.style.minHeight = rows > FEW_ROWS ? `${ROW * rows + 90}px` : "";
+    });
     for (const kind of ["pick", "step"]) figure.addEventListener(kind, (event) => this.dispatchEvent(new CustomEvent(kind, { detail: /** @type {CustomEvent} */ (event).detail })));
     return h("section", { class: `panel track area-${AREAS[name]}`, "data-track": name, hidden: name === "drift_signal" }, figure);
   }

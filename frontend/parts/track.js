@@ -6,14 +6,14 @@ import { h, svg } from "../lib/dom.js";
 
 /** The margins of a track: the same for all, so that a step is at the same place in each. styles/run.css has them too. */
 const MARGIN = { l: 58, r: 112, t: 6, b: 18 };
-/** Letters of a name beside a track, and least share of a band that is named. */
+/** Letters of a name beside a track, and pixels that a band's name needs. */
 const MOST_LETTERS = 15;
-const LEAST_BAND = 0.045;
+const NAME_HEIGHT = 10;
 /** Rows whose names all fit. */
-const MOST_ROWS = 16;
+const MOST_ROWS = 40;
 
-/** @param {FigureJson} figure @param {[number, number] | null} frame first and last step @returns {FigureJson} */
-export function trackOf(figure, frame) {
+/** @param {FigureJson} figure @param {[number, number] | null} frame first and last step @param {number} height of the plot, in pixels @returns {FigureJson} */
+export function trackOf(figure, frame, height) {
   const { layout } = figure;
   const range = frame ? { range: [...frame], autorange: false } : {};
   const several = Object.keys(layout).filter((name) => /^yaxis\d*$/.test(name) && layout[name].visible !== false).length > 1;
@@ -26,7 +26,7 @@ export function trackOf(figure, frame) {
   }
   return {
     data: figure.data.map(dressed),
-    layout: { ...layout, ...axes, meta: { ...layout.meta, track: true }, margin: MARGIN, showlegend: false, annotations: [...(layout.annotations ?? []), ...bandNames(figure.data)] },
+    layout: { ...layout, ...axes, meta: { ...layout.meta, track: true }, margin: MARGIN, showlegend: false, annotations: [...(layout.annotations ?? []), ...bandNames(figure.data, height)] },
   };
 }
 
@@ -46,18 +46,22 @@ function brief(words) {
   return told.length > MOST_LETTERS ? `${told.slice(0, MOST_LETTERS - 1)}…` : told;
 }
 
-/** The names of stacked bands, at their right ends. @param {PlotTrace[]} data */
-function bandNames(data) {
+/** The names of stacked bands, at their right ends; where there is no room, those of the wider bands. @param {PlotTrace[]} data @param {number} height */
+function bandNames(data, height) {
   const bands = data.filter((trace) => trace.stackgroup && trace.x?.length);
   if (!bands.length) return [];
   const last = Math.max(...bands.map((band) => Number(band.x[band.x.length - 1])));
   let below = 0;
-  return bands.flatMap((band) => {
+  const named = bands.flatMap((band) => {
     const share = Number(band.x[band.x.length - 1]) === last ? Number(band.y[band.y.length - 1]) || 0 : 0;
-    const middle = below + share / 2;
     below += share;
-    return share < LEAST_BAND ? [] : [{ x: last, y: middle, xref: "x", yref: "y", text: band.name, showarrow: false, xanchor: "left", xshift: 5, font: { color: band.line?.color, size: 10 } }];
+    return share > 0 ? [{ band, share, middle: below - share / 2 }] : [];
   });
+  const room = NAME_HEIGHT / Math.max(40, height - 45);
+  /** @type {typeof named} */
+  const kept = [];
+  for (const one of named.sort((a, b) => b.share - a.share)) if (kept.every((other) => Math.abs(other.middle - one.middle) >= room)) kept.push(one);
+  return kept.map(({ band, middle }) => ({ x: last, y: middle, xref: "x", yref: "y", text: band.name, showarrow: false, xanchor: "left", xshift: 5, font: { color: band.line?.color, size: 10 } }));
 }
 
 /** The legend of a figure's curves and marks, as small signs with words. @param {FigureJson} figure */

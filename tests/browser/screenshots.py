@@ -6,6 +6,7 @@ import re
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -16,6 +17,7 @@ from browser.inspecting import ready
 from browser.serving import Served, made_up, serving
 from browser.sweeping import trained
 
+GROWN = "grow-installed"
 SIZES = ((1440, 900), (1024, 768))
 SAMPLES = Path(__file__).resolve().parents[2] / "sample_checkpoints"
 
@@ -35,9 +37,10 @@ def main(folder: Path) -> int:
         with serving(home, traces) as served:
             browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
             run = train(browser, served)
+            grown = tell(browser, served, folder)
             for theme in ("light", "dark"):
                 for width, height in SIZES:
-                    shoot(browser, served, run, sweep, folder, theme, width, height)
+                    shoot(browser, served, (run, grown), sweep, folder, theme, width, height)
             browser.close()
     return 0
 
@@ -61,8 +64,58 @@ def train(browser: Browser, served: Served) -> str:
     return address
 
 
+def tell(browser: Browser, served: Served, folder: Path) -> str:
+    """Six pictures of `grow-installed` while it trains: load, drift, split, who it was, lineage, map; its address."""
+    page = sign_in(browser, served, "light", 1440, 900)
+    answer = page.request.post(f"{served.base}/api/runs", data={"preset": GROWN, "set": {}})
+    run = answer.json()["run"]
+    address = f"{served.base}/#/run/{run}"
+    page.goto(address)
+
+    def keep(name: str) -> None:
+        page.wait_for_timeout(1500)
+        page.screenshot(path=folder / f"story-{name}.png")
+        print(folder / f"story-{name}.png")
+
+    def splits() -> list[dict[str, Any]]:
+        changes = page.request.get(f"{served.base}/api/runs/{run}/growth").json()["changes"]
+        return [event for event in changes if event["kind"] == "expansion"]
+
+    def until(count: int) -> list[dict[str, Any]]:
+        """The splits, when there are so many, or the run has ended."""
+        while len(splits()) < count and page.locator(".run-head .chip.finished").count() == 0:
+            page.wait_for_timeout(300)
+        return splits()
+
+    expect(page.locator(".area-load .scatterlayer .trace").first).to_be_attached(timeout=300_000)
+    keep("1-load")
+    expect(page.locator("[data-track=drift] .heatmaplayer image")).to_be_attached(timeout=300_000)
+    keep("2-drift")
+    first = until(1)[0]["payload"]
+    page.goto(f"{address}?layer={first['layer']}")
+    expect(page.locator(f".expert-chip[data-expert='{first['child']}']")).to_be_visible()
+    keep("3-split")
+    page.goto(f"{address}?layer={first['layer']}&expert={first['parent']}")
+    keep("4-parent")
+    until(4)
+    page.goto(f"{address}?layer={first['layer']}")
+    keep("5-lineage")
+    expect(page.locator(".run-head .chip")).to_have_text("finished", timeout=1_200_000)
+    page.wait_for_timeout(3000)
+    keep("6-map")
+    page.context.close()
+    return address
+
+
 def shoot(
-    browser: Browser, served: Served, run: str, sweep: str, folder: Path, theme: str, width: int, height: int
+    browser: Browser,
+    served: Served,
+    runs: tuple[str, str],
+    sweep: str,
+    folder: Path,
+    theme: str,
+    width: int,
+    height: int,
 ) -> None:
     page = sign_in(browser, served, theme, width, height)
 
@@ -82,9 +135,15 @@ def shoot(
     page.goto(f"{served.base}/#/library")
     expect(page.locator(".preset").first).to_be_visible()
     keep("library")
-    page.goto(run)
-    expect(page.locator(".area-snap .scatterlayer .point").first).to_be_attached(timeout=60_000)
-    keep("run")
+    for name, run in zip(("run", "growth"), runs, strict=True):
+        page.goto(run)
+        expect(page.locator(".area-snap .scatterlayer .point").first).to_be_attached(timeout=60_000)
+        expect(page.locator("moe-live.busy")).to_have_count(0, timeout=60_000)
+        keep(name)
+        keep(f"{name}-whole", whole=True)
+    page.goto(f"{served.base}/#/new?preset=grow-installed")
+    expect(page.locator(".verdict-line.good")).to_be_visible(timeout=60_000)
+    keep("new")
     page.goto(f"{served.base}/#/compare")
     expect(page.locator(".card.sweep").first).to_be_visible()
     expect(page.locator(".sweep-preset").first).to_be_visible()
