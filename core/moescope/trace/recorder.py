@@ -74,7 +74,8 @@ def record_trace(
     recorder = RoutingRecorder(tokens.num_tokens, logits=logits, sample=sampled)
     model.reset_check()
     done = 0
-    with torch.random.fork_rng(), ranks.alone():
+    generators = range(torch.cuda.device_count()) if torch.cuda.is_available() else None  # named: torch does not warn
+    with torch.random.fork_rng(generators), ranks.alone():
         for group in batches(chunks, batch_tokens):
             torch.manual_seed(seed)  # a router that is random is drawn once, for all of the trace
             rows = np.concatenate([np.arange(start, start + length) for start, length in group])
