@@ -270,3 +270,30 @@ def test_masking_and_unmasking_restores_the_loss_exactly() -> None:
     for slot in slots.alive():
         assert run.growth.held.without(slots, slot) != before
         assert slots.layer.alive_E is mask and run.evaluate() == before
+
+
+def test_of_two_growths_in_one_step_the_second_starts_from_the_loss_after_the_first() -> None:
+    run = Run(
+        growing(detector_config={"rate": 1.0}, initialiser="clone_direction"), router="topk_softmax", num_experts=3
+    )
+    alone = Run(dump(ExpansionConfig.by_hand()), router="topk_softmax", num_experts=3)
+    records, main = run.backward()
+    first, second = (p for kind, p in run.growth.after_backward(0, records, main) if kind == "expansion")
+    assert first["loss_before"] == alone.evaluate() != second["loss_before"]
+    seconds = run.growth.layers[second["layer"]].slots
+    with seconds.masked(second["child"]):
+        seconds.put_back(second["parent"], alone.growth.layers[second["layer"]].slots.keep(second["parent"]))
+        assert run.evaluate() == second["loss_before"]
+
+
+def test_detectors_and_acceptors_hear_of_every_change_by_hand_too() -> None:
+    run = Run(growing("mass", "trial_then_keep", phase=1.0)).go(5)
+    layer = run.growth.layers[0]
+    assert int(layer.detector.state()["count"][0]) == 5
+    run.growth.split(0, 0, 5)
+    assert layer.detector.state()["count"].tolist() == [0, 5, 0, 0, 0]
+    layer.acceptor.began(5, 0, 2, 1.0)
+    run.growth.retire(0, 1, 5)
+    assert layer.detector.state()["count"].tolist() == [0, 0, 0, 0, 0] and layer.acceptor.busy()
+    run.growth.retire(0, 2, 5)
+    assert not layer.acceptor.busy()
