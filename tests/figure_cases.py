@@ -154,3 +154,31 @@ def _decode(value: Any) -> Any:
         array = np.frombuffer(base64.b64decode(value["bdata"]), np.dtype(value["dtype"]))
         return array.reshape([int(n) for n in value["shape"].split(",")]) if "shape" in value else array
     return {key: _decode(item) for key, item in value.items()}
+
+
+ROLES = {
+    "tokens": ("group", "experts"),
+    "cells": ("x", "y"),
+    "label_cells": ("x", "y", "label"),
+    "bars": ("x",),
+    "curve": (),
+    "step_cells": ("y",),
+    "blank": (),
+    "marks": (),
+    "flow": ("experts",),
+}
+META = {"moescope", "name", "layer", "title", "caption", "shown", "total", "note"}
+
+
+def check(name: str, figure: Any) -> None:
+    """What docs/contracts.md says of every figure."""
+    seen = browser(figure)
+    layout, meta = seen["layout"], seen["layout"]["meta"]
+    assert set(meta) - {"grow", "again", "options"} == META and meta["moescope"] == 1 and meta["name"] == name
+    assert meta["title"] and meta["caption"].endswith(".") and meta["shown"] <= meta["total"]
+    assert (meta["note"] is None) or meta["shown"] < meta["total"] or "values" in meta["note"]
+    assert layout["paper_bgcolor"] == layout["plot_bgcolor"] == "rgba(0,0,0,0)"
+    assert "title" not in layout and "font" not in layout and "colorway" not in layout["template"]["layout"]
+    for data in seen["data"]:
+        role = data["meta"]["role"]
+        assert role in ROLES and all(key in data["meta"] for key in ROLES[role])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from figure_cases import CASES, browser, run_events
+from figure_cases import CASES, check, run_events
 from growth_case import busy_events, growth_events
 from moescope.errors import InputError
 from moescope.events import Event
@@ -19,18 +19,6 @@ OF_EVENTS = ("loss", "load_over_time", "objectives", "drift", "drift_signal", "l
 OF_SNAPSHOTS = ("token_flow", "tightness", "divergence")  # tests/figures/test_snapshot_figures.py
 OF_SWEEPS = ("race", "frontier")  # their own tests
 OF_TRACES = tuple(name for name in FIGURES if name not in (*OF_EVENTS, *OF_SWEEPS, *OF_SNAPSHOTS))
-ROLES = {
-    "tokens": ("group", "experts"),
-    "cells": ("x", "y"),
-    "label_cells": ("x", "y", "label"),
-    "bars": ("x",),
-    "curve": (),
-    "step_cells": ("y",),
-    "blank": (),
-    "marks": (),
-    "flow": ("experts",),
-}
-META = {"moescope", "name", "layer", "title", "caption", "shown", "total", "note"}
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -50,19 +38,6 @@ def drawn(name: str, trace: Trace) -> Iterator[Any]:
             yield from (make(trace, **given, label=label) for label in trace.labels)
         else:
             yield make(trace, **given)
-
-
-def check(name: str, figure: Any) -> None:
-    seen = browser(figure)
-    layout, meta = seen["layout"], seen["layout"]["meta"]
-    assert set(meta) - {"grow", "again", "options"} == META and meta["moescope"] == 1 and meta["name"] == name
-    assert meta["title"] and meta["caption"].endswith(".") and meta["shown"] <= meta["total"]
-    assert (meta["note"] is None) or meta["shown"] < meta["total"] or "values" in meta["note"]
-    assert layout["paper_bgcolor"] == layout["plot_bgcolor"] == "rgba(0,0,0,0)"
-    assert "title" not in layout and "font" not in layout and "colorway" not in layout["template"]["layout"]
-    for data in seen["data"]:
-        role = data["meta"]["role"]
-        assert role in ROLES and all(key in data["meta"] for key in ROLES[role])
 
 
 @pytest.mark.parametrize("name", OF_TRACES)

@@ -8,15 +8,13 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-import time
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from growth_case import STEPS, growth_events, growth_snapshots
+from growing_home import growing_run
 from moescope.events import Event
 from moescope.store import Store
 from moescope.store.rows import RunRow
@@ -51,27 +49,6 @@ def fake_run(store: Store, steps: int) -> str:
             store.append(Event(run=run.id, step=step, kind="snapshot", payload=payload))
     store.append(Event(run=run.id, step=steps, kind="run_finished", payload={"loss": 2.1, "seconds": 60.0}))
     store.database.update(RunRow, run.id, steps=steps)
-    return run.id
-
-
-def growing_run(store: Store, seconds: float = 0.0) -> str:
-    """The run of `growth_case`, its events spread over `seconds`; returns its id."""
-    run = store.add_run("A growing run", "made-up", {"steps": STEPS, "synthetic": True}, steps=STEPS)
-    folder = store.run_folder(run.id) / "snapshots"
-    folder.mkdir(parents=True)
-    snapshots = dict(growth_snapshots())
-    log = growth_events(run=run.id)
-    for index, event in enumerate(log):
-        store.append(replace(event, id=0))
-        ends = index + 1 == len(log) or log[index + 1].step > event.step
-        if ends and event.step in snapshots:
-            name = f"step-{event.step:06d}.safetensors"
-            write_trace(snapshots[event.step], folder / name)
-            row = store.add_trace(folder / name, f"{run.name}, step {event.step}", "run", run=run.id, step=event.step)
-            payload = {"path": f"snapshots/{name}", "tokens": row.tokens}
-            store.append(Event(run=run.id, step=event.step, kind="snapshot", payload=payload))
-        if ends:
-            time.sleep(seconds / STEPS)
     return run.id
 
 

@@ -52,7 +52,7 @@ def divergence(points: Points, layer: int, *, label: str | None = None, events: 
         note=f"{len(shown)} of {len(known)} labels" if label is None and len(shown) < len(known) else None,
         again=("snapshot", *AGAIN),
         options={"label": known},
-        xaxis=axis("step", anchor=f"y{len(shown)}" if len(shown) > 1 else "y"),
+        xaxis=axis("step", rangemode="tozero", anchor=f"y{len(shown)}" if len(shown) > 1 else "y", visible=bool(shown)),
         legend=ABOVE,
         **axes,
     )

@@ -30,7 +30,7 @@ NEARING: Final = (
 
 
 def drift(
-    events: Iterable[Event], layer: int | None = None, *, signal: str | None = None, max_points: int = 400
+    events: Iterable[Event], layer: int | None = None, *, signal: str | None = None, max_points: int = 300
 ) -> go.Figure:
     """Every evaluation of the growth detector in one layer: experts x steps, coloured by the distance to firing.
 
@@ -52,8 +52,10 @@ def drift(
     step_S = np.array([step for step, _ in asked], np.int32)
     near_ES = np.array([[distance(told, expert, wanted) for _, told in asked] for expert in order], np.float64)
     near_ES = near_ES.reshape(len(order), len(asked))
-    words_ES = [[_words(told, expert) for _, told in asked] for expert in order]
-    shown, near_EB, words_EB = _binned(step_S, near_ES, words_ES, max_points)
+    shown, near_EB, place_EB = _binned(step_S, near_ES, max_points)
+    words_EB = [
+        [_cell(asked, expert, place) for place in row] for expert, row in zip(order, place_EB.tolist(), strict=True)
+    ]
     names = expert_names(order)
     heat = go.Heatmap(
         x=shown, y=names, z=np.clip(near_EB, -LIMIT, LIMIT), customdata=words_EB, zmin=-LIMIT, zmax=LIMIT,
@@ -73,7 +75,7 @@ def drift(
         else None,
         again=("drift", *AGAIN),
         options={"signal": list(known)},
-        xaxis=axis("step"),
+        xaxis=axis("step", rangemode="tozero"),
         yaxis=category_axis("expert", names, autorange="reversed"),
         legend=ABOVE,
     )
@@ -128,7 +130,7 @@ def _asked_of(asked: Sequence[tuple[int, Mapping[str, Any]]], expert: int) -> bo
 
 
 def _words(told: Mapping[str, Any], expert: int) -> str:
-    """What a cell's hover says: every signal, those with a threshold beside it."""
+    """What a mark's hover says: every signal, those with a threshold beside it."""
     if expert not in told["experts"]:
         return ""
     lines = []
@@ -144,22 +146,33 @@ def _words(told: Mapping[str, Any], expert: int) -> str:
     return "<br>".join(lines)
 
 
-def _binned(
-    step_S: np.ndarray, near_ES: np.ndarray, words_ES: list[list[str]], most: int
-) -> tuple[np.ndarray, np.ndarray, list[list[str]]]:
-    """At most `most` columns, each of consecutive evaluations: the nearest to firing of every expert, and its words."""
+def _cell(asked: Sequence[tuple[int, Mapping[str, Any]]], expert: int, place: int) -> str:
+    """What a cell's hover says: the step, and the signals that have thresholds. Short, for there are thousands."""
+    step, told = asked[place]
+    if expert not in told["experts"]:
+        return ""
+    values = [(name, value_of(told, expert, name)) for name in told["thresholds"]]
+    said = [f"{escape(name)} {'not yet defined' if value is None else f'{value:.2g}'}" for name, value in values]
+    return "<br>".join((f"step {step}", *said))
+
+
+def _binned(step_S: np.ndarray, near_ES: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """At most `most` columns of consecutive evaluations: their steps, and each expert's nearest to firing.
+
+    Returns (steps int32 [B], nearest float64 [E, B], which evaluation that was int64 [E, B], the column's first where
+    none is defined).
+    """
     count = len(step_S)
     edge = np.unique(np.linspace(0, count, min(count, most) + 1).astype(int))
     near_EB = np.full((len(near_ES), len(edge) - 1), np.nan)
-    words: list[list[str]] = [[] for _ in near_ES]
+    place_EB = np.zeros(near_EB.shape, np.int64)
     for column, (first, last) in enumerate(pairwise(edge)):
-        for row, near in enumerate(near_ES[:, first:last]):
-            place = int(np.nanargmax(near)) if np.isfinite(near).any() else 0
-            near_EB[row, column] = near[place]
-            said = words_ES[row][first + place]
-            words[row].append(f"step {step_S[first + place]}<br>{said}" if said else "")
+        part = np.where(np.isnan(near_ES[:, first:last]), -np.inf, near_ES[:, first:last])
+        best_E = part.argmax(axis=1)
+        place_EB[:, column] = first + best_E
+        near_EB[:, column] = np.take_along_axis(near_ES[:, first:last], best_E[:, None], 1)[:, 0]
     middle = np.array([step_S[(a + b - 1) // 2] for a, b in pairwise(edge)], np.int32)
-    return middle, near_EB, words
+    return middle, near_EB, place_EB
 
 
 def _fired(asked: Sequence[tuple[int, Mapping[str, Any]]]) -> list[go.Scatter]:

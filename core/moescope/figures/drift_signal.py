@@ -59,7 +59,7 @@ def drift_signal(
         else None,
         again=("drift", *AGAIN),
         options={"expert": experts},
-        xaxis=axis("step", anchor=f"y{len(known)}" if len(known) > 1 else "y"),
+        xaxis=axis("step", rangemode="tozero", anchor=f"y{len(known)}" if len(known) > 1 else "y"),
         shapes=[shape for place, at in enumerate(known.values()) for shape in _shapes(at, place)],
         **_axes(domains, kept, expert, known),
     )

@@ -55,7 +55,7 @@ def load_over_time(events: Iterable[Event], layer: int | None = None, *, max_poi
             if areas and expert in living
         ],
         again=AGAIN if areas else ("load", *AGAIN),
-        xaxis=axis("step"),
+        xaxis=axis("step", rangemode="tozero"),
         **options,
     )
     return marked(drawn, events, layer)

@@ -27,10 +27,13 @@ def tightness(points: Points, layer: int, *, events: Iterable[Event] = ()) -> go
     for place, ((metric, title), domain) in enumerate(zip(MEASURES.items(), domains, strict=True)):
         name = str(place + 1) if place else ""
         found = series_of(points, metric, layer)
-        made += lines(found, title, CATEGORICAL[7], f"y{name}", first=place == 0)
-        axes[f"yaxis{name}"] = axis(title, domain=list(domain), anchor="x")
+        ratio = metric == "within_between"
+        drawn = lines(found, "value, 95 % interval", CATEGORICAL[7], f"y{name}", first=place == 0, ratio=ratio)
+        made += drawn if place == 0 else [curve.update(showlegend=False) for curve in drawn]
+        scale = {"type": "log", "dtick": 1} if ratio else {}
+        axes[f"yaxis{name}"] = axis(title, domain=list(domain), anchor="x", visible=bool(points), **scale)
     sizes = [item.n for _, found in points for item in found if item.layer == layer and item.metric in MEASURES]
-    drawn = figure(
+    whole = figure(
         made,
         name="tightness",
         layer=layer,
@@ -39,11 +42,11 @@ def tightness(points: Points, layer: int, *, events: Iterable[Event] = ()) -> go
         shown=len(points),
         total=len(points),
         again=("snapshot", *AGAIN),
-        xaxis=axis("step", anchor=f"y{len(MEASURES)}"),
+        xaxis=axis("step", rangemode="tozero", anchor=f"y{len(MEASURES)}", visible=bool(points)),
         legend=ABOVE,
         **axes,
     )
-    return marked(drawn, list(events), layer)
+    return marked(whole, list(events), layer)
 
 
 def series_of(points: Points, metric: str, layer: int, label: str | None = None) -> list[tuple[int, Measurement]]:
@@ -57,14 +60,25 @@ def series_of(points: Points, metric: str, layer: int, label: str | None = None)
 
 
 def lines(
-    found: Sequence[tuple[int, Measurement]], title: str, colour: str, yaxis: str, *, first: bool, dash: str = "solid"
+    found: Sequence[tuple[int, Measurement]],
+    title: str,
+    colour: str,
+    yaxis: str,
+    *,
+    first: bool,
+    dash: str = "solid",
+    ratio: bool = False,
 ) -> list[Any]:
-    """The null's band (mean and two standard deviations), and the value with its 95 % interval."""
+    """The null's band (mean and two standard deviations), and the value with its 95 % interval.
+
+    ratio: for a logarithmic axis; the band then ends at a tenth of the null's mean, however far it reaches.
+    """
     step = [step for step, _ in found]
     nulls = [(step, item.null, item.null_std or 0.0) for step, item in found if item.null is not None]
+    low = [max(null - 2 * std, null / 10) if ratio else null - 2 * std for _, null, std in nulls]
     band = go.Scatter(
         x=[s for s, _, _ in nulls] + [s for s, _, _ in reversed(nulls)],
-        y=[null + 2 * std for _, null, std in nulls] + [null - 2 * std for _, null, std in reversed(nulls)],
+        y=[null + 2 * std for _, null, std in nulls] + low[::-1],
         fill="toself", fillcolor=BAND, line={"width": 0}, mode="lines", yaxis=yaxis, hoverinfo="skip",
         showlegend=False, meta={"role": "blank"},
     )  # fmt: skip
