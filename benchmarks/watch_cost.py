@@ -1,8 +1,9 @@
 """What `moescope.watch` costs: a training step of a small Mixtral, watched in several ways and not, interleaved.
 
-Two figures per way of watching, in processor time of all threads: what is spent in the watcher's own code, as a share of the
-rest of that step; and the whole step over a neighbouring one that is not watched, on the same batch, less 1. The first
-resolves hundredths of a per cent, the second sees what the first cannot (caches) and is as noisy as the machine.
+Two figures per way of watching, in processor time of all threads: what is spent in the watcher's own code, as a share
+of the rest of that step (mean over steps); and the whole step over a neighbouring one that is not watched, on the same
+batch, less 1 (median). The first resolves hundredths of a per cent, the second sees what the first cannot (caches) and
+is as noisy as the machine.
 
     python benchmarks/watch_cost.py [--rounds 30] [--experts 8] [--only drift] [--json]
 """
