@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from expansion_runs import Run
+
 SCRIPT = Path(__file__).with_name("ranks_run.py")
 OFTEN = {"detector": "random", "detector_config": {"rate": 0.4}}
 CASES: dict[str, dict[str, Any]] = {
@@ -62,3 +64,11 @@ def test_two_ranks_grow_bit_for_bit_alike(name: str, tmp_path: Path) -> None:
     assert first["alive"] == second["alive"]
     assert first["digest"] == second["digest"]
     assert [(s, k) for s, k, _ in json.loads(first["told"])] == [(s, k) for s, k, _ in json.loads(second["told"])]
+    if name == "coverage":  # which counts tokens: those of both ranks
+        alone = Run(CASES[name]["expansion"], steps=24, **CASES[name]["model"])
+        while not alone.of("expansion"):
+            alone.step()
+        step, payload = alone.of("expansion")[0]
+        there = next((s, p) for s, k, p in json.loads(first["told"]) if k == "expansion")
+        assert there[0] == step and there[1]["parent"] == payload["parent"]
+        assert there[1]["signals"] == pytest.approx(payload["signals"])
