@@ -158,7 +158,7 @@ def _legend(color: str, names: list[str]) -> dict[str, Any]:
 
 def _caption(traced: LayerTrace, layer: int, color: str, placed: Projection, shown: int, total: int) -> str:
     best = "each token's best expert"
-    if traced.meta.num_experts > MAX_DISTINCT:
+    if traced.meta.width > MAX_DISTINCT:
         best += f" (the {HIGHLIGHTED} most used; all others grey)"
     named = {"expert": best, "confidence": f"the {confidence(traced)[1]}"}
     held = f", a plane with {percent(sum(placed.explained))} of their variance" if placed.explained else ""

@@ -16,6 +16,7 @@ from moescope.metrics.view import LayerView
 FEWEST_TOKENS: Final = 10
 MOST_VALUES: Final = 40
 CELLS: Final = 400_000_000
+AT_ONCE: Final = 1_000_000
 FEWEST_PERMUTATIONS: Final = 40
 
 
@@ -77,19 +78,18 @@ class RoutingJSD(Metric):
             why = f"{label} has fewer than two values with {FEWEST_TOKENS} tokens"
             return self.missing(view, why, n=int(tokens.size), label=label)
         data = _grouped(view, labels, tokens, values, mass_TE[tokens])
-        pair_YY = divergences(data.sums(data.label_G))
+        pair_V, value = _measured(data.sums(data.label_G[None]))
         cells = max(data.num_groups * view.num_experts, 1)
         draws = min(view.view.permutations, max(FEWEST_PERMUTATIONS, CELLS // cells))
         rng = view.view.rng("groups", label)
-        null_P = np.array([mean_of_pairs(divergences(data.sums(rng.permutation(data.label_G)))) for _ in range(draws)])
-        value = mean_of_pairs(pair_YY)
+        null_P = data.over(rng.permuted(np.broadcast_to(data.label_G, (draws, data.num_groups)), axis=1))
         detail = {
             "corrected": value - float(null_P.mean()),
             "pairs": int(values.size * (values.size - 1) // 2),
             "values": tuple(int(code) for code in values),
             "tokens": numbers(np.bincount(data.label_n, minlength=values.size)),
-            "per_value": numbers(pair_YY.sum(axis=1) / (values.size - 1)),
-            "largest": float(pair_YY.max()),
+            "per_value": numbers(_per_value(pair_V, int(values.size))),
+            "largest": float(pair_V.max()),
             "left_out": left_out,
             "permutations": int(null_P.size),
             "groups": data.num_groups,
@@ -141,9 +141,16 @@ class _Grouped:
     def num_groups(self) -> int:
         return int(self.label_G.size)
 
-    def sums(self, label_G: np.ndarray) -> np.ndarray:
-        """float64 [Y, E] under a labelling of the groups."""
-        return _sums(np.ones(label_G.size), label_G, self.sum_GE, self.num_values)
+    def sums(self, label_PG: np.ndarray) -> np.ndarray:
+        """float64 [P, Y, E] under labellings of the groups."""
+        return _sums(np.ones(label_PG.shape), label_PG, self.sum_GE, self.num_values)
+
+    def over(self, label_PG: np.ndarray) -> np.ndarray:
+        """float64 [P]: the measure under each labelling, some at a time."""
+        step = _at_once(self.num_values, self.sum_GE.shape[1], label_PG.shape[1])
+        return np.concatenate(
+            [_means(divergences(self.sums(label_PG[i : i + step]))) for i in range(0, len(label_PG), step)]
+        )
 
 
 def _grouped(view: LayerView, labels: Labels, tokens: np.ndarray, values: np.ndarray, mass_nE: Any) -> _Grouped:
@@ -153,7 +160,7 @@ def _grouped(view: LayerView, labels: Labels, tokens: np.ndarray, values: np.nda
     pairs, group_n = np.unique(
         view.view.trace.doc[tokens].astype(np.int64) * values.size + label_n, return_inverse=True
     )
-    sum_GE = _sums(np.ones(label_n.size), group_n, mass_nE, pairs.size)
+    sum_GE = _sums(np.ones((1, label_n.size)), group_n[None], mass_nE, pairs.size)[0]
     return _Grouped(label_n, pairs % values.size, mass_nE, sum_GE, int(values.size), True)
 
 
@@ -165,52 +172,81 @@ def _compared(code_n: np.ndarray) -> tuple[np.ndarray, int]:
     return values[kept], int(values.size - kept.size)
 
 
-def _sums(weight_R: np.ndarray, label_R: np.ndarray, rows_RE: Any, num: int) -> np.ndarray:
-    """float64 [num, E]: weighted sums of the rows that carry each label."""
+def _sums(weight_PR: np.ndarray, label_PR: np.ndarray, rows_RE: Any, num: int) -> np.ndarray:
+    """float64 [P, num, E]: weighted sums of the rows that carry each label, P times."""
     from scipy.sparse import csr_array
 
-    adds = csr_array((weight_R, (label_R, np.arange(label_R.size))), shape=(num, label_R.size))
+    draws, rows = label_PR.shape
+    place_PR = label_PR + num * np.arange(draws)[:, None]
+    adds = csr_array(
+        (weight_PR.ravel(), (place_PR.ravel(), np.tile(np.arange(rows), draws))), shape=(draws * num, rows)
+    )
     made = adds @ rows_RE
-    return np.asarray(made.toarray() if hasattr(made, "toarray") else made, np.float64)
+    dense = made.toarray() if hasattr(made, "toarray") else made
+    return np.asarray(dense, np.float64).reshape(draws, num, -1)
 
 
-def divergences(sum_YE: np.ndarray) -> np.ndarray:
-    """float64 [Y, Y]: JSD in bits of every two rows, each over its own sum; NaN with a row whose sum is 0."""
-    total_Y = sum_YE.sum(axis=1)
+def _at_once(num_values: int, num_experts: int, rows: int) -> int:
+    """Draws that are computed together."""
+    return max(1, AT_ONCE // (num_values * num_values * num_experts // 2 + rows))
+
+
+def divergences(sum_NYE: np.ndarray) -> np.ndarray:
+    """float64 [N, pairs]: JSD in bits of every two rows, each over its own sum; NaN with a row whose sum is 0.
+
+    Pairs are in the order of `np.triu_indices(Y, 1)`.
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
-        share_YE = sum_YE / total_Y[:, None]
-    own_Y = _entropy(share_YE)
-    made = np.zeros((len(sum_YE), len(sum_YE)))
-    for y in range(len(sum_YE) - 1):
-        middle = _entropy((share_YE[y] + share_YE[y + 1 :]) / 2)
-        made[y, y + 1 :] = made[y + 1 :, y] = np.clip(middle - (own_Y[y] + own_Y[y + 1 :]) / 2, 0.0, 1.0)
-    return made
+        share_NYE = sum_NYE / sum_NYE.sum(axis=2, keepdims=True)
+    own_NY = _entropy(share_NYE)
+    first, second = np.triu_indices(sum_NYE.shape[1], 1)
+    middle_NV = _entropy((share_NYE[:, first] + share_NYE[:, second]) / 2)
+    found: np.ndarray = np.clip(middle_NV - (own_NY[:, first] + own_NY[:, second]) / 2, 0.0, 1.0)
+    return found
 
 
-def mean_of_pairs(pair_YY: np.ndarray) -> float:
-    """Mean over the pairs that are defined; NaN where none is."""
-    found = pair_YY[np.triu_indices(len(pair_YY), 1)]
-    found = found[np.isfinite(found)]
-    return float(found.mean()) if found.size else float("nan")
+def _means(pair_NV: np.ndarray) -> np.ndarray:
+    """float64 [N]: mean over the pairs that are defined; NaN where none is."""
+    known = np.isfinite(pair_NV)
+    with np.errstate(invalid="ignore"):
+        means: np.ndarray = np.where(known, pair_NV, 0.0).sum(axis=1) / known.sum(axis=1)
+    return means
 
 
-def _entropy(share_YE: np.ndarray) -> np.ndarray:
-    """Bits, 0 log 0 = 0."""
-    logs = np.log2(share_YE, out=np.zeros_like(share_YE), where=share_YE > 0)
-    total: np.ndarray = -(share_YE * logs).sum(axis=-1)
+def _measured(sum_1YE: np.ndarray) -> tuple[np.ndarray, float]:
+    pair_1V = divergences(sum_1YE)
+    return pair_1V[0], float(_means(pair_1V)[0])
+
+
+def _per_value(pair_V: np.ndarray, num: int) -> np.ndarray:
+    """float64 [Y]: mean divergence of each value from the others."""
+    total_Y = np.zeros(num)
+    for side in np.triu_indices(num, 1):
+        np.add.at(total_Y, side, pair_V)
+    return total_Y / (num - 1)
+
+
+def _entropy(share_NYE: np.ndarray) -> np.ndarray:
+    """Bits over the last axis, 0 log 0 = 0."""
+    logs = np.log2(share_NYE, out=np.zeros_like(share_NYE), where=share_NYE > 0)
+    total: np.ndarray = -(share_NYE * logs).sum(axis=-1)
     return total
 
 
 def _replicates(view: LayerView, tokens: np.ndarray, data: _Grouped) -> np.ndarray:
     """float64 [B]: the measure of resampled documents (or blocks), their rows summed once per unit and value."""
     unit_n, weights_BU, num = view.view.unit_T[tokens], view.view.weights_BU, data.num_values
-    if np.unique(unit_n).size < 2:
+    if np.unique(unit_n).size < 2 or not len(weights_BU):
         return np.empty(0)
     rows, row_n = np.unique(unit_n * num + data.label_n, return_inverse=True)
-    sum_RE = _sums(np.ones(row_n.size), row_n, data.mass_nE, rows.size)
-    unit_R, label_R = rows // num, rows % num
-    made = [mean_of_pairs(divergences(_sums(weight_R, label_R, sum_RE, num))) for weight_R in weights_BU[:, unit_R]]
-    return np.array(made, np.float64)
+    sum_RE = _sums(np.ones((1, row_n.size)), row_n[None], data.mass_nE, rows.size)[0]
+    step = _at_once(num, sum_RE.shape[1], rows.size)
+    made = []
+    for start in range(0, len(weights_BU), step):
+        weight_BR = weights_BU[start : start + step, rows // num]
+        label_BR = np.broadcast_to(rows % num, weight_BR.shape)
+        made.append(_means(divergences(_sums(weight_BR, label_BR, sum_RE, num))))
+    return np.concatenate(made)
 
 
 def _note(data: _Grouped, left_out: int) -> str:
