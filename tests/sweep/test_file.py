@@ -103,6 +103,14 @@ def test_the_seed_is_the_sweeps_to_set(tmp_path: Path) -> None:
         build(read_sweep(written(tmp_path, 'base = "clusters"\n[set]\nseed = 5\n[variants.a]\n')), {})
 
 
+def test_each_seed_may_draw_its_own_data(tmp_path: Path) -> None:
+    for fresh, expected in (("false", [9, 9]), ("true", [3, 4])):
+        text = f'base = "clusters"\nseeds = [3, 4]\nfresh_data = {fresh}\n[set]\ndata.seed = 9\n[variants.a]\n'
+        cells = build(read_sweep(written(tmp_path, text)), {}).cells
+        assert [cell.config["seed"] for cell in cells] == [3, 4]
+        assert [cell.config["data"]["seed"] for cell in cells] == expected
+
+
 def test_names_of_metrics() -> None:
     whole = MetricName.parse("mutual_information.corrected:my label")
     assert (whole.name, whole.detail, whole.label) == ("mutual_information", "corrected", "my label")
@@ -125,4 +133,7 @@ def test_a_bundled_sweep_can_be_run(name: str) -> None:
     assert config.title and config.description and config.seconds and len(config.seeds) >= 3
     grid = build(read_sweep(name), {})
     shapes: list[Any] = [cell.config["data"] for cell in grid.cells]
-    assert all(shape == shapes[0] for shape in shapes) and grid.notes == ()
+    if config.fresh_data:  # how the same rule does on data that differ: seeds and variants draw their own
+        assert all(cell.config["data"]["seed"] == cell.seed for cell in grid.cells)
+    else:
+        assert all(shape == shapes[0] for shape in shapes) and grid.notes == ()

@@ -144,6 +144,19 @@ def test_another_router_starts_from_its_own_options() -> None:
     assert load_run_config("lm-small", ["model.router=topk_softmax"]).model.router_config == {"k": 2}
 
 
+def test_another_detector_initialiser_or_acceptor_starts_from_its_own_options() -> None:
+    there = load_run_config("grow-clusters").expansion
+    assert there is not None
+    for part, other in (("detector", "mass"), ("initialiser", "clone"), ("acceptor", "always")):
+        assert getattr(there, part) != other and getattr(there, f"{part}_config"), (
+            "the preset has options to leave behind"
+        )
+        changed = load_run_config("grow-clusters", [f"expansion.{part}={other}"]).expansion
+        assert changed is not None and getattr(changed, f"{part}_config") == {}
+        kept = load_run_config("grow-clusters", [f"expansion.{part}={getattr(there, part)}"]).expansion
+        assert kept == there
+
+
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [

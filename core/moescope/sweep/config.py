@@ -55,6 +55,9 @@ class SweepConfig(Config):
     set: dict[str, Any] = field(default_factory=dict, metadata=doc("settings of every cell, on top of the base"))
     variants: dict[str, VariantConfig] = field(metadata=doc("what is compared"))
     seeds: tuple[int, ...] = field(default=(0, 1, 2), metadata=doc("the runs' `seed`: weights, order and noise"))
+    fresh_data: bool = field(
+        default=False, metadata=doc("each seed is also the `data.seed` of its runs: made-up data are drawn anew")
+    )
     metrics: tuple[str, ...] = field(default=("eval_loss",), metadata=doc("what is taken from each finished cell"))
     reference: str = field(default="", metadata=doc("what differences are taken against; the first variant if empty"))
     tolerance: float = field(default=0.01, metadata=doc("share by which active parameters may differ unmarked"))

@@ -60,11 +60,16 @@ def build(sweep: SweepFile, set: Mapping[str, Any]) -> Grid:
             leaky.append(name)
         resolved[name] = dump(run)
     cells = tuple(
-        Cell(name=f"{name}-s{seed}", variant=name, seed=seed, config={**values, "seed": seed})
+        Cell(name=f"{name}-s{seed}", variant=name, seed=seed, config=_seeded(values, seed, config.fresh_data))
         for seed in config.seeds
         for name, values in resolved.items()
     )
     return Grid(cells=cells, notes=tuple(_notes(resolved)), leaky=tuple(leaky))
+
+
+def _seeded(values: Mapping[str, Any], seed: int, fresh_data: bool) -> dict[str, Any]:
+    data = {**values["data"], "seed": seed} if fresh_data else values["data"]
+    return {**values, "seed": seed, "data": data}
 
 
 def _sees_later_tokens(model: Any) -> bool:

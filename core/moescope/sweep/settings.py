@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from moescope.errors import InputError
-from moescope.train.preset import for_router
+from moescope.train.preset import PARTS, for_parts
 
 _WHOLE: Final = re.compile(r"model\.router_config|data\.spec|probe\.spec|(?:objectives|evals)\.[^.]+")
 """Tables that belong together: they are replaced, not merged."""
@@ -42,12 +42,16 @@ def merged(values: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, 
     """`values` with `settings` on top, nested or by dotted key.
 
     Tables are merged key by key, except those of one router's, corpus's, objective's or evaluation's options, which are
-    replaced whole. Another router than that of `values` starts from its own default options.
+    replaced whole. Another router, detector, initialiser or acceptor than that of `values` starts from its own default
+    options.
     """
     settings = nested(settings)
-    model = settings.get("model")
-    router = model.get("router") if isinstance(model, Mapping) else None
-    return _merged(for_router(values, router), settings, "")
+    chosen = {}
+    for dotted in PARTS:
+        above, _, key = dotted.partition(".")
+        table = settings.get(above)
+        chosen[dotted] = table.get(key) if isinstance(table, Mapping) else None
+    return _merged(for_parts(values, chosen), settings, "")
 
 
 def _merged(values: Mapping[str, Any], settings: Mapping[str, Any], above: str) -> dict[str, Any]:

@@ -58,20 +58,27 @@ def presets() -> dict[str, Preset]:
     return {name: read_preset(name) for name in preset_names()}
 
 
-def for_router(values: Mapping[str, Any], router: Any) -> Mapping[str, Any]:
-    """`values` for this router: the options that stand there stay only if they are its own."""
-    model = values.get("model")
-    if router is None or not isinstance(model, Mapping) or model.get("router") == router:
-        return values
-    return {**values, "model": {**model, "router_config": {}}}
+PARTS: Final = ("model.router", "expansion.detector", "expansion.initialiser", "expansion.acceptor")
+"""Settings that name an entry of a registry; its options stand beside it, `model.router_config` and so on."""
+
+
+def for_parts(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`values` for the `PARTS` that are `chosen`: the options that stand there stay only if they are the part's own."""
+    for dotted, name in chosen.items():
+        above, _, key = dotted.partition(".")
+        table = values.get(above)
+        if name is not None and isinstance(table, Mapping) and table.get(key) != name:
+            values = {**values, above: {**table, f"{key}_config": {}}}
+    return values
 
 
 def override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with dotted keys set: `{"optim.lr": 1e-3}`. Another router starts from its own default options.
+    """`values` with dotted keys set: `{"optim.lr": 1e-3}`. Another router, detector, initialiser or acceptor starts
+    from its own default options.
 
     Raises `InputError` where a key leads through a value.
     """
-    return _override(for_router(values, overrides.get("model.router")), overrides, "")
+    return _override(for_parts(values, {part: overrides.get(part) for part in PARTS}), overrides, "")
 
 
 def _override(values: Mapping[str, Any], overrides: Mapping[str, Any], above: str) -> dict[str, Any]:
