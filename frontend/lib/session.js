@@ -35,10 +35,13 @@ export class Session extends EventTarget {
 
   get layer() { return this.layerInfo.layer; }
 
+  /** Ids of the layer's living experts; there are gaps where some have died. */
+  get experts() { return this.layerInfo.alive ?? Array.from({ length: this.layerInfo.num_experts }, (_, expert) => expert); }
+
   /** @returns {number | null} */
   get expert() {
     const expert = state.int("expert");
-    return expert !== null && expert >= 0 && expert < this.layerInfo.num_experts ? expert : null;
+    return expert !== null && this.experts.includes(expert) ? expert : null;
   }
 
   /** @returns {number | null} */
@@ -128,9 +131,9 @@ export class Session extends EventTarget {
 
   /** @param {number} step */
   stepExpert(step) {
-    const count = this.layerInfo.num_experts;
-    const from = this.expert ?? (step > 0 ? -1 : count);
-    this.select({ expert: (from + step + count) % count });
+    const { experts } = this;
+    const from = this.expert === null ? (step > 0 ? -1 : experts.length) : experts.indexOf(this.expert);
+    this.select({ expert: experts[(from + step + experts.length) % experts.length] });
   }
 
   /** @param {number | null} token @param {object} from who says so; it need not hear of it */

@@ -1,6 +1,6 @@
 /** What travels between the server and the page (docs/contracts.md), and the few Plotly calls that lib/plot.js makes. */
 
-export interface LayerInfo { layer: number; path: string; router: string; num_experts: number; k: number | null; causal?: boolean }
+export interface LayerInfo { layer: number; path: string; router: string; num_experts: number; k: number | null; causal?: boolean; alive?: number[] | null }
 export interface LabelInfo { name: string; scope: string; values: string[] }
 export interface SelfCheck { name: string; passed: boolean; detail: string }
 
