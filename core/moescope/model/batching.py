@@ -32,12 +32,10 @@ def collate(
     The target is the values or the class of the chunk's document where the TokenSet has them; else, for text, the next
     token of the same document (-100 where there is none); else None.
     """
-    width = max(length for _, length in chunks)
-    rows = np.zeros((len(chunks), width), np.int64)
-    valid = np.zeros((len(chunks), width), bool)
-    for row, (start, length) in enumerate(chunks):
-        rows[row, :length] = np.arange(start, start + length)
-        valid[row, :length] = True
+    start_B, length_B = np.array(chunks, np.int64).T
+    offset_S = np.arange(length_B.max())
+    valid = offset_S < length_B[:, None]
+    rows = np.where(valid, start_B[:, None] + offset_S, 0)
     taken = tokens.inputs[rows]
     if tokens.kind == "text":
         inputs = torch.from_numpy(np.where(valid, taken, 0).astype(np.int64))
