@@ -196,7 +196,7 @@ export class MoeFigure extends HTMLElement {
 
   /** @param {any} point */
   clicked(point) {
-    const meta = point.data.meta ?? {};
+    const meta = metaOf(point);
     const expert = (/** @type {unknown} */ name) => Number(/^E(\d+)$/.exec(String(name))?.[1] ?? NaN);
     if (meta.role === "tokens") this.tell("token", { token: Number(point.customdata) });
     else if (meta.role === "cells") this.tell("pick", { expert: expert(point.x), layer: Number(String(point.y).replace(/^L/, "")) });
@@ -271,7 +271,10 @@ export class MoeFigure extends HTMLElement {
   waiting = "Nothing yet: the curve appears with the first step.";
 }
 
+/** What a point says of itself; a node of a flow has its trace elsewhere than others. @param {any} point */
+function metaOf(point) { return (point.data ?? point.trace ?? point.fullData)?.meta ?? {}; }
+
 /** @param {any} point @returns {Role | undefined} */
-function role(point) { return point.data.meta?.role; }
+function role(point) { return metaOf(point).role; }
 
 customElements.define("moe-figure", MoeFigure);

@@ -10,9 +10,10 @@ import { lengths, tail } from "./tail.js";
 import { listen } from "./track-pointer.js";
 import { keys, trackOf } from "./track.js";
 
-/** Least time between two requests for one figure, ms; a slow answer makes it so many times as long. */
+/** Least time between two requests for one figure, ms; a slow answer makes it so many times as long as it took, up to a limit. */
 const PACE = 600;
-const PATIENCE = 6;
+const PATIENCE = 2;
+const MOST_WAIT = 3000;
 /** Least time between two drawings of a figure that only grew, ms: what came meanwhile is sketched over it. */
 const GROWN = 1000;
 export class MoeLive extends MoeFigure {
@@ -75,7 +76,7 @@ export class MoeLive extends MoeFigure {
   renew() {
     if (this.flying) { this.again = true; return; }
     if (this.timer || !this.what) return;
-    const wait = Math.max(0, this.asked + Math.max(PACE, PATIENCE * this.took) - performance.now());
+    const wait = Math.max(0, this.asked + Math.max(PACE, Math.min(MOST_WAIT, PATIENCE * this.took)) - performance.now());
     this.timer = window.setTimeout(async () => {
       this.timer = 0;
       this.asked = performance.now();
@@ -140,7 +141,7 @@ export class MoeLive extends MoeFigure {
 
   /** @param {any} point */
   clicked(point) {
-    if (!this.track || point.data.meta?.role === "marks") super.clicked(point);
+    if (!this.track || point.data?.meta?.role === "marks") super.clicked(point);
   }
 
   mark() {

@@ -72,7 +72,8 @@ export class MoeFilm extends MoeFigure {
       const figure = await this.fetched(what);
       if (turn !== this.turn) return;
       this.classList.remove("busy");
-      if (same && ms > 0 && series === this.series && before && this.plot) await this.move(before, figure, ms, turn);
+      const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+      if (same && ms > 0 && !still && series === this.series && before && this.plot) await this.move(before, figure, ms, turn);
       if (turn !== this.turn) return;
       await this.put(what, figure);
       this.sheet.hidden = true;

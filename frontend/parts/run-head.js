@@ -28,6 +28,13 @@ export class RunHead extends HTMLElement {
   /** Whether the layer is chosen here: of a run whose experts come and go it is chosen among the experts. */
   chooses = true;
   about = h("summary", null, "Configuration");
+
+  /** @param {boolean} here */
+  choose(here) {
+    this.chooses = here;
+    if (!here) this.layerField.hidden = true;
+  }
+
   told = h("pre", { class: "config", tabIndex: 0 });
   /** @type {Record<string, unknown>} */
   last = {};

@@ -39,10 +39,10 @@ function dressed(trace) {
   return trace;
 }
 
-/** What fits beside a track: of "topic python code" the label's name goes first, unless only a number is left. @param {string} words */
+/** What fits beside a track: "python code" of "topic python code"; where the value is a number, the label's name stays. @param {string} words */
 function brief(words) {
   const value = words.slice(words.indexOf(" ") + 1);
-  const told = words.length > MOST_LETTERS && !/^\d+…?$/.test(value) ? value : words;
+  const told = /^[\d.]+…?$/.test(value) ? words : value;
   return told.length > MOST_LETTERS ? `${told.slice(0, MOST_LETTERS - 1)}…` : told;
 }
 

@@ -142,7 +142,9 @@ export class MoeRun extends HTMLElement {
   async regrow() {
     const { opened } = this;
     const growth = await api.growth(opened);
-    if (opened === this.opened) this.growth = growth;
+    if (opened !== this.opened) return;
+    this.growth = growth;
+    this.head.choose(!growth.layers.length);
   }
 
   /** The address has changed: every part shows its layer, expert and step. */
@@ -187,7 +189,7 @@ export class MoeRun extends HTMLElement {
     this.more.hear(event);
     this.head.hear(event);
     if (event.kind === "load") this.loaded(/** @type {any[]} */ (event.payload.layers));
-    if (CHANGES.has(event.kind)) this.grown();
+    if (CHANGES.has(event.kind) || event.kind === "run_started" || (event.kind === "load" && !this.growth?.layers.length)) this.grown();
     if (event.kind === "order" && !(event.payload.done && event.payload.order === "split")) toast(orderWords(event), { kind: event.payload.done ? "info" : "error" });
     if (event.kind === "expansion" && event.payload.why === "by hand") toast(`By hand, at ${changeWords(event).replace(" (by hand)", "")}.`);
     if (ROW.has(event.kind)) { if (event.kind === "run_resumed" || ENDS.has(event.kind)) this.again(event.kind === "run_resumed", ENDS.has(event.kind)).catch(fail); else this.fresh(); }

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from browser.inspecting import ready
 from browser.serving import Served
+from moescope.store import Store
 
 pytestmark = pytest.mark.browser
 
@@ -167,7 +170,7 @@ def test_a_run_is_paused_and_split_by_hand_and_forked(page: Page, served: Served
     page.wait_for_url(re.compile("#/run/"))
     expect(page.locator(".run-head .chip")).to_have_text("finished", timeout=120_000)
     expect(page.locator(".forked")).to_contain_text(f"at step {step:,}")
-    assert "E8" in page.locator(".expert-chips").inner_text(), "the fork has the child"
+    expect(page.locator(".expert-chips")).to_contain_text("E8")  # the fork has the child
 
 
 def test_the_second_run_waits_for_the_first(page: Page, served: Served) -> None:
@@ -178,3 +181,22 @@ def test_the_second_run_waits_for_the_first(page: Page, served: Served) -> None:
     page.request.post(f"{served.base}/api/runs/{first}/stop")
     expect(page.locator(".run-head .chip")).to_have_text("finished", timeout=120_000)
     assert second in page.url
+
+
+def test_a_run_whose_process_died_is_found_and_resumed(page: Page, served: Served) -> None:
+    run = start(page, served, {"optim.steps": 3000, "checkpoint_every": 20, "snapshot_every": 0, "eval_every": 0})
+    page.wait_for_function(f"() => ({LOSS})() >= 45", timeout=120_000)
+    store = Store(served.home)
+    pid = next(job.pid for job in store.jobs(status="running") if job.id == store.run(run).job)
+    store.close()
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    expect(page.locator(".run-head .chip")).to_have_text("process died", timeout=60_000)
+    expect(page.locator(".run-head .banner")).to_contain_text("Its process died without a word")
+    page.get_by_role("button", name=re.compile("Resume from step")).click()
+    expect(page.locator(".run-head .chip")).to_have_text("running", timeout=60_000)
+    page.wait_for_function(f"() => ({LOSS})() >= 100", timeout=120_000)
+    steps = page.evaluate("() => [...document.querySelector('[data-track=loss] moe-live').figure.data[0].x]")
+    assert steps == list(range(1, len(steps) + 1)), "nothing is missed, nothing doubled"
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator(".run-head .chip")).to_have_text("stopped", timeout=120_000)
