@@ -1,5 +1,7 @@
 """Makes the bundled samples again: `python sample_checkpoints/make.py [--only NAME] [--steps N] [--threads N]`.
 
+`runs/NAME` are finished runs: events and snapshots without weights, for the Run page. The others are checkpoints.
+
 Each sample is a folder with a small trained checkpoint, a card, and a ready trace, so that the first page needs no
 computing. The traces of the language models are of the probe text beside this file, which was written for moescope and
 is in no training data. Under one version of torch, on one kind of processor and with one number of threads, the weights
@@ -14,6 +16,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import chdir
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +34,7 @@ from moescope.data.tokenizer import EOS, PAD
 from moescope.files import usual_mode
 from moescope.metrics import measure
 from moescope.model import IGNORED, Batch, load_checkpoint, num_params, save_checkpoint
+from moescope.store.sample_runs import make_sample_run
 from moescope.trace.io import write_trace
 from moescope.trace.recorder import record_trace
 from moescope.trace.schema import Trace
@@ -38,6 +42,7 @@ from moescope.train import RunConfig, load_run_config
 from moescope.train.allocator import keep_freed_memory
 from moescope.train.beginning import held_batches, training_batches
 from moescope.train.evaluate import evaluate
+from moescope.train.loop import train
 from moescope.train.prepare import Prepared, prepare
 from moescope.train.run import Run
 from moescope.train.schedule import learning_rate
@@ -49,17 +54,22 @@ LIMIT = 6_000_000
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=sorted(SAMPLES), action="append", help="make only this one (may be repeated)")
+    names = (*SAMPLES, *RUNS)
+    parser.add_argument("--only", choices=sorted(names), action="append", help="make only this one (may be repeated)")
     parser.add_argument("--steps", type=int, help="train for so many steps, to try something out")
     parser.add_argument("--threads", type=int, default=2, help="sums, and so the weights, depend on it")
     parser.add_argument("--out", type=Path, default=HERE)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
-    for name in arguments.only or SAMPLES:
+    for name in arguments.only or names:
         began = time.perf_counter()
-        make(name, arguments.out, arguments.steps)
-        size = sum(file.stat().st_size for file in (arguments.out / name).iterdir())
+        place = arguments.out / name
+        if name in RUNS:
+            place = make_run(name, arguments.out / "runs", arguments.steps)
+        else:
+            make(name, arguments.out, arguments.steps)
+        size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
         print(f"{name}: {size / 1e6:.2f} MB, {time.perf_counter() - began:.0f} s", flush=True)
         if size > LIMIT:
             raise SystemExit(f"{name} is larger than {LIMIT / 1e6:.0f} MB")
@@ -90,6 +100,28 @@ def make(name: str, out: Path, steps: int | None) -> None:
         _write_card(folder / "card.json", name, made)
         shutil.rmtree(out / name, ignore_errors=True)
         folder.rename(out / name)
+
+
+def make_run(name: str, out: Path, steps: int | None) -> Path:
+    """Train a preset and keep of it what the Run page draws; its probe is the text beside this file."""
+    changes: dict[str, Any] = {"threads": torch.get_num_threads(), "device": "cpu", "checkpoint_every": 0}
+    changes["probe"] = {"spec": f"{HERE.name}/probe", "tokens": 3000, "sample": 800}
+    if steps is not None:
+        changes |= {"optim.steps": steps, "optim.warmup": min(steps // 10, 20)}
+    config = load_run_config(name, changes)
+    title, description = CARDS[name]
+    with tempfile.TemporaryDirectory(dir=HERE, prefix=f".{name}.") as work, chdir(HERE.parent):
+        run, made = Path(work) / name, Path(work) / "made"
+        events = list(train(config, run))
+        grown = [event for event in events if event.kind == "growth_ended"][-1].payload["layers"]
+        told = {"steps": config.optim.steps, "seed": config.seed, "experts": grown[-1]["alive"]}
+        words = description.format(**told)
+        today = datetime.now(UTC).isoformat(timespec="seconds")
+        make_sample_run(run, events, made, title=title, description=words, preset=name, created=today, snapshots=14)
+        out.mkdir(exist_ok=True)
+        shutil.rmtree(out / name, ignore_errors=True)
+        shutil.move(made, out / name)
+    return out / name
 
 
 def _write_card(path: Path, name: str, made: dict[str, Any]) -> None:
@@ -139,7 +171,7 @@ def ours(preset: str) -> Callable[[Path, int | None], tuple[dict[str, Any], Prep
         card = {"title": CARDS[folder.name][0], "preset": preset}
         save_checkpoint(folder, run.model, run.data.tokenizer_json, card, dtype=torch.bfloat16)
         stored, _, _ = load_checkpoint(folder)
-        told = evaluate(stored, run.held(), config.optim.steps)
+        told = evaluate(stored, run.observer.held, config.optim.steps)
         return _made(config, told, num_params(stored)), run.data
 
     return build
@@ -248,7 +280,14 @@ CARDS = {
         "first block divides patches by place and ink, the last one by digit: in block {layer}, {share} of what expert "
         "{expert} takes belongs to a {value}, which is {base} of all patches.",
     ),
+    "grow-installed": (
+        "A model that grew while domains arrived",
+        "Two blocks, the second with experts, trained for {steps} steps (seed {seed}) while source code, C++ headers, "
+        "documentation, licences and data files of one machine arrived one after another: 2 experts at the start, "
+        "{experts} at the end. Its snapshots are of a text on one subject, rain gauges, told in the same domains.",
+    ),
 }
+RUNS = ("grow-installed",)
 SAMPLES = {"lm-installed": ours("lm-installed"), "vit-digits": ours("vit-digits"), "olmoe-installed": olmoe}
 
 if __name__ == "__main__":
