@@ -131,12 +131,13 @@ export class MoeLive extends MoeFigure {
     const { expert } = this;
     const known = expert !== null && figure.data.some((trace) => trace.meta?.group?.expert === expert);
     const data = known ? figure.data.map((trace) => faded(trace, /** @type {number} */ (expert))) : figure.data;
-    return this.track ? trackOf({ ...figure, data }, this.frame, this.canvas.clientHeight) : { ...figure, data };
+    return this.track ? trackOf({ ...figure, data }, this.frame, this.canvas.clientHeight) : { data, layout: { ...figure.layout, showlegend: false } };
   }
 
-  /** The legend of a track stands in its head. */
+  /** The legend stands in the head: that of the marks once, with the loss; experts have theirs above the tracks. */
   writeTools() {
-    if (this.track) fill(this.tools, this.figure?.layout.meta.name === "loss" ? keys(this.figure) : null);
+    const name = this.figure?.layout.meta.name;
+    fill(this.tools, this.figure && (!this.track || name === "loss") ? keys(this.figure, name === "loss") : null);
   }
 
   /** @param {any} point */

@@ -64,11 +64,14 @@ function bandNames(data, height) {
   return kept.map(({ band, middle }) => ({ x: last, y: middle, xref: "x", yref: "y", text: band.name, showarrow: false, xanchor: "left", xshift: 5, font: { color: band.line?.color, size: 10 } }));
 }
 
-/** The legend of a figure's curves and marks, as small signs with words. @param {FigureJson} figure */
-export function keys(figure) {
-  return h("span", { class: "track-keys" }, figure.data.filter((trace) => trace.name && trace.showlegend !== false).map((trace) => h("span", { class: "track-key" }, sign(trace), trace.name)));
+/** The legend of a figure's curves (and marks), as small signs with words. @param {FigureJson} figure @param {boolean} marks */
+export function keys(figure, marks) {
+  const told = figure.data.filter((trace) => trace.name && trace.showlegend !== false && (marks || trace.meta?.role !== "marks"));
+  return h("span", { class: "track-keys" }, told.map((trace) => h("span", { class: "track-key" }, sign(trace), trace.name)));
 }
 
+/** @type {Record<string, string>} */
+const DASHES = { dot: "2 2", dash: "4 2" };
 /** Paths of plotly's symbols in a square of 12. @type {Record<string, string>} */
 const SHAPES = {
   "triangle-up": "M6 1.5 11 10.5H1z", "triangle-down": "M6 10.5 11 1.5H1z", circle: "M6 1.5a4.5 4.5 0 1 0 .01 0z", x: "M2 4 4 2 6 4 8 2 10 4 8 6 10 8 8 10 6 8 4 10 2 8 4 6z",
@@ -82,6 +85,6 @@ function sign(trace) {
   const colour = trace.marker?.color ?? trace.line?.color ?? "currentColor";
   const open = symbol.endsWith("-open");
   if (symbol) drawn.append(svg("path", { d: SHAPES[symbol] ?? SHAPES.circle, fill: open ? "none" : colour, stroke: open ? colour : "none" }));
-  else drawn.append(svg("path", { d: "M0 6H12", stroke: trace.line?.color ?? colour, "stroke-width": Math.min(3, Number(trace.line?.width ?? 2)), fill: "none" }));
+  else drawn.append(svg("path", { d: "M0 6H12", stroke: trace.line?.color ?? colour, "stroke-width": Math.min(3, Number(trace.line?.width ?? 2)), "stroke-dasharray": DASHES[trace.line?.dash] ?? "none", fill: "none" }));
   return drawn;
 }
