@@ -36,9 +36,9 @@ const WHY = { drift: "its gradient drifted", coverage: "tokens were reached by n
 
 /** A change in a sentence. @param {MoeEvent} event */
 export function changeWords(event) {
-  const { layer, parent, child, expert, why, kept, loss_before: before, loss_after: after } = /** @type {Record<string, any>} */ (event.payload);
+  const { layer, parent, child, expert, why, detector, kept, loss_before: before, loss_after: after } = /** @type {Record<string, any>} */ (event.payload);
   const at = `step ${number(event.step)}, layer ${layer}: `;
-  if (event.kind === "expansion") return parent === null || parent === undefined ? `${at}E${child} is new (${WHY[why] ?? why})` : `${at}E${parent} split, E${child} is its child (${WHY[why] ?? why})`;
+  if (event.kind === "expansion") return parent === null || parent === undefined ? `${at}E${child} is new (${WHY[why] ?? why})` : `${at}E${parent} split, E${child} is its child (${detector === "conflict" ? "its tokens pull it two ways" : WHY[why] ?? why})`;
   if (event.kind === "acceptance") return kept ? `${at}E${child}, child of E${parent}, was kept` : `${at}E${child}, child of E${parent}, was taken out again: no gain`;
   if (event.kind === "prune") return `${at}E${expert} was retired (${why})${Number.isFinite(before) && Number.isFinite(after) ? `, held-out loss ${number(before, 3)} → ${number(after, 3)}` : ""}`;
   return `step ${number(event.step)}: growth ended (${why}), the set of experts is fixed`;

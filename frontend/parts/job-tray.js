@@ -1,6 +1,6 @@
 /** `<moe-jobs>`: what the server is working on, in the header: stage, progress, time left, cancel. */
 
-/** @import { Job } from "../lib/types.d.ts" */
+/** @import { Job, RunRow } from "../lib/types.d.ts" */
 
 import { api } from "../lib/api.js";
 import { fill, h } from "../lib/dom.js";
@@ -17,6 +17,10 @@ export class MoeJobs extends HTMLElement {
   panel = h("div", { class: "jobs-panel", id: "jobs-panel", hidden: true, role: "region", "aria-label": "Jobs" });
   /** Jobs that were seen running here, so that their end is news. @type {Set<string>} */
   running = new Set();
+  /** Whose job it is, by job: a job knows its run only when it has ended. @type {Map<string, RunRow>} */
+  runs = new Map();
+  /** Jobs that were asked about. */
+  asked = "";
 
   connectedCallback() {
     fill(this, this.button, this.panel);
@@ -30,6 +34,18 @@ export class MoeJobs extends HTMLElement {
   toggle(open = this.panel.hidden === true) {
     this.panel.hidden = !open;
     this.button.setAttribute("aria-expanded", String(open));
+    if (open) this.refresh();
+  }
+
+  /** Which run is whose, where the list is looked at and a training job is new. @param {Job[]} all */
+  async name(all) {
+    const training = all.filter((job) => job.kind === "train").map((job) => job.id).join();
+    if (this.panel.hidden || training === this.asked) return;
+    this.asked = training;
+    try {
+      for (const run of await api.runs()) if (run.job) this.runs.set(run.job, run);
+      this.refresh();
+    } catch { this.asked = ""; }
   }
 
   refresh() {
@@ -42,17 +58,18 @@ export class MoeJobs extends HTMLElement {
     const share = active.length === 1 && active[0].progress !== null ? ` · ${percent(active[0].progress)}` : "";
     fill(this.button, active.length > 0 && h("span", { class: "spinner", "aria-hidden": "true" }), active.length ? `Jobs: ${active.length}${share}` : "Jobs");
     this.classList.toggle("active", active.length > 0);
-    fill(this.panel, all.length ? all.map(row) : h("p", { class: "muted" }, "Nothing is running. Traces, training runs, sweeps and projections show here while they work."));
+    fill(this.panel, all.length ? all.map((job) => row(job, this.runs.get(job.id))) : h("p", { class: "muted" }, "Nothing is running. Traces, training runs, sweeps and projections show here while they work."));
+    void this.name(all);
   }
 }
 
-/** @param {Job} job */
-function row(job) {
+/** @param {Job} job @param {RunRow} [run] whose job it is */
+function row(job, run) {
   const left = duration(job.seconds_left);
   const words = job.status === "queued" ? "waiting for its turn" : job.status === "running" ? `${job.stage || "working"}${left ? `, ${left} left` : ""}` : job.status === "failed" ? job.error ?? "failed" : job.status;
-  const where = place(job);
+  const where = place(job) ?? (run ? `#/run/${encodeURIComponent(run.id)}` : null);
   return h("div", { class: `job ${job.status}` },
-    h("div", { class: "job-head" }, h("strong", null, NAMES[job.kind] ?? title(job.kind)), where && job.kind !== "project" && h("a", { href: where }, "Open"),
+    h("div", { class: "job-head" }, h("strong", null, run ? `Run: ${run.name}` : NAMES[job.kind] ?? title(job.kind)), where && job.kind !== "project" && h("a", { href: where }, "Open"),
       isActive(job)
         ? h("button", { type: "button", class: "small", onclick: () => api.cancelJob(job.id).catch(fail) }, "Cancel")
         : h("button", { type: "button", class: "icon", "aria-label": "Take off the list", onclick: () => jobs.forget(job.id) }, "×")),

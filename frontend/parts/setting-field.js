@@ -191,8 +191,10 @@ export class SettingRow {
     this.element.classList.toggle("wrong", sentence !== "");
   }
 
-  /** @param {string} words lower case */
+  /** Of a registry, its entries and the options of the chosen one count too. @param {string} words lower case */
   matches(words) {
-    return [this.setting.key, this.setting.help, title(this.setting.name)].some((text) => text.toLowerCase().includes(words));
+    const plain = (/** @type {string} */ text) => text.toLowerCase().replaceAll("_", " ");
+    const inside = this.control.element.classList.contains("registry") ? this.control.element.textContent ?? "" : "";
+    return [this.setting.key, this.setting.help, title(this.setting.name), inside].some((text) => plain(text).includes(plain(words)));
   }
 }
