@@ -174,6 +174,14 @@ def test_coverage_drops_whom_no_token_reached_in_the_whole_window() -> None:
     assert [never.look(each).drop for each in looks] == [(), (), ()]
 
 
+def test_coverage_keeps_the_expert_that_it_copies() -> None:
+    detector = coverage()
+    sent = torch.tensor([0, 4, 0, 3, 0])
+    last = [detector.look(view(step, sent_E=sent, **lost(1, torch.ones(D)))) for step in range(3)][-1]
+    assert last.chosen == 2, "no token reached it, but unreached ones lie nearest to it"
+    assert 2 not in last.drop and 0 in last.drop
+
+
 def test_coverage_waits_for_the_share_that_it_was_given() -> None:
     for unreached, fires in ((4, False), (5, True)):
         detector = coverage(share=0.1)

@@ -217,6 +217,11 @@ def test_at_least_one_expert_is_left_whatever_pruning_may_cost() -> None:
     assert [len(ids) for ids in run.alive()] == [1, 1]
 
 
+def test_only_the_layers_that_were_named_are_pruned() -> None:
+    run = Run(growing(phase_steps=6, prune_at_end=True, prune_tolerance=1e6, layers=[1]), steps=8).go()
+    assert [len(ids) for ids in run.alive()] == [2, 1]
+
+
 def test_equal_seeds_grow_alike_and_others_do_not() -> None:
     one, two, three = (Run(growing(), seed=seed).go() for seed in (0, 0, 1))
     assert one.told == two.told and differing(one, two) == []

@@ -131,10 +131,12 @@ def test_collapse_is_the_worst_of_the_papers_variance_and_the_best_of_the_releas
     assert value(released, flat) == 0
 
 
-def test_a_perfect_copy_gets_no_gradient_from_redundancy() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_perfect_copy_gets_no_gradient_from_redundancy(dtype: torch.dtype) -> None:
+    """None at all: AdamW makes a whole step of what rounding leaves, where the copy's moments are zero."""
     made = layer()
-    copied = made.change(rows_Er=made.rows_Er[[0, 0, 0, 3, 4, 5]]).learning()
+    copied = made.change(rows_Er=made.rows_Er[[0, 0, 0, 3, 4, 5]].to(dtype)).learning()
     loss = Case("redundancy").build()(copied.record())
     loss.backward()
     assert loss.item() == pytest.approx(1) and copied.rows_Er.grad is not None
-    assert copied.rows_Er.grad.abs().max() < 1e-15
+    assert not copied.rows_Er.grad.any()

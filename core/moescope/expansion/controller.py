@@ -66,13 +66,12 @@ class Growth:
         """Whether experts are watched on the step after `step` optimizer steps."""
         return not self.ended and self.config.start <= step < self.end
 
-    def _watched(self) -> dict[int, LayerGrowth]:
+    def _named(self) -> dict[int, LayerGrowth]:
         chosen = self.config.layers
-        return {
-            index: layer
-            for index, layer in self.layers.items()
-            if not layer.given_up and (chosen == "all" or index in chosen)
-        }
+        return {index: layer for index, layer in self.layers.items() if chosen == "all" or index in chosen}
+
+    def _watched(self) -> dict[int, LayerGrowth]:
+        return {index: layer for index, layer in self._named().items() if not layer.given_up}
 
     @contextmanager
     def watching(self, step: int) -> Iterator[None]:
@@ -143,7 +142,7 @@ class Growth:
             self.ended = True
             if self.config.prune_at_end:
                 budget = self.held.loss() * (1 + self.config.prune_tolerance)
-                for layer in self.layers.values():
+                for layer in self._named().values():
                     told += layer.prune(budget)
             used = self.held.used()
             counts = [{"layer": i, "alive": layer.num_alive, "used": used[i]} for i, layer in self.layers.items()]

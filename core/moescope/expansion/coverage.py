@@ -30,7 +30,8 @@ class Coverage(Detector):
 
     If there were unreached tokens, one expert is added whose router row points along their mean; it starts as a copy
     of the expert whose row lies nearest to that mean, which is where evaluation sends such tokens. Experts that got no
-    token are removed. Where every token reaches an expert, as under top-k, nothing is ever added.
+    token are removed, but for the one that is copied. Where every token reaches an expert, as under top-k, nothing is
+    ever added.
     """
 
     Config = CoverageConfig
@@ -72,7 +73,7 @@ class Coverage(Detector):
                 fired_E[chosen] = True
             if self.config.drop:
                 never_E = view.alive_E & (self.got_E == 0)
-                drop = tuple(never_E.nonzero()[:, 0].tolist())
+                drop = tuple(slot for slot in never_E.nonzero()[:, 0].tolist() if slot != chosen)
             self._start_again()
         return Finding(
             signals={"unreached": share_E, "tokens": got_E},

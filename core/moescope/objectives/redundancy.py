@@ -35,5 +35,7 @@ class Redundancy(Objective):
         pair_N2 = torch.tensor(record.pairs, device=record.rows_Ed.device)
         alive_N = record.alive_E[pair_N2].all(dim=1)
         unit_N2d = unit(wide(record.rows_Ed)[pair_N2])
-        square_N = (unit_N2d[:, 0] * unit_N2d[:, 1]).sum(dim=-1).square().where(alive_N, 0.0)
+        apart_N = (unit_N2d[:, 0] - unit_N2d[:, 1]).square().sum(dim=-1)  # for a·b: exact at a = b
+        cos_N = (unit_N2d.detach().square().sum(dim=(1, 2)) - apart_N) / 2
+        square_N = cos_N.square().where(alive_N, 0.0)
         return square_N.sum() / alive_N.sum().clamp_min(1)
