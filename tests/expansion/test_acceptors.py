@@ -92,6 +92,14 @@ def test_tolerance_is_what_masking_may_cost() -> None:
         assert verdict is not None and verdict.kept == kept
 
 
+def test_what_rounding_makes_of_the_loss_is_no_harm() -> None:
+    for cost, kept in ((1 + 2**-22, False), (1 + 2**-18, True)):
+        acceptor = build("nll_mask")
+        acceptor.began(0, 0, 2, 1.0)
+        verdict = acceptor.before_growth(1, measure(1.0, {2: cost}))
+        assert verdict is not None and verdict.kept == kept
+
+
 def test_a_layer_out_of_patience_stops_while_others_go_on() -> None:
     run = Run({**OFTEN, "acceptor": "nll_mask", "acceptor_config": {"tolerance": 0.9}, "patience": 1}, steps=30).go()
     refused = [(step, p["layer"]) for step, p in run.of("acceptance") if not p["kept"]]

@@ -222,6 +222,12 @@ def test_only_the_layers_that_were_named_are_pruned() -> None:
     assert [len(ids) for ids in run.alive()] == [2, 1]
 
 
+def test_pruning_is_not_stopped_by_rounding() -> None:
+    run = Run({"detector": "never", "phase_steps": 1, "prune_at_end": True}, steps=2)
+    run.growth.held.evaluate = lambda: 1 + 2.0**-22 * (4 - sum(map(len, run.alive())))
+    assert [len(ids) for ids in run.go().alive()] == [1, 1]
+
+
 def test_equal_seeds_grow_alike_and_others_do_not() -> None:
     one, two, three = (Run(growing(), seed=seed).go() for seed in (0, 0, 1))
     assert one.told == two.told and differing(one, two) == []

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 import torch
 from torch import Tensor
@@ -168,6 +168,10 @@ def argbest(score_E: Tensor, fired_E: Tensor) -> int | None:
     if not bool(fired_E.any()):
         return None
     return int(score_E.masked_fill(~fired_E, -torch.inf).argmax())
+
+
+ROUNDING: Final = 1e-6
+"""Held-out losses that are nearer to each other than this share are equal but for float32's rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moescope import ranks
 from moescope.errors import InputError
-from moescope.expansion.base import Finding
+from moescope.expansion.base import ROUNDING, Finding
 from moescope.expansion.config import ExpansionConfig
 from moescope.expansion.heldout import HeldOut
 from moescope.expansion.layer_growth import Birth, LayerGrowth, Told
@@ -141,7 +141,7 @@ class Growth:
         if why:
             self.ended = True
             if self.config.prune_at_end:
-                budget = self.held.loss() * (1 + self.config.prune_tolerance)
+                budget = self.held.loss() * (1 + max(self.config.prune_tolerance, ROUNDING))
                 for layer in self._named().values():
                     told += layer.prune(budget)
             used = self.held.used()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from moescope.config import Config, doc
-from moescope.expansion.base import Acceptor, Measure, State, Verdict
+from moescope.expansion.base import ROUNDING, Acceptor, Measure, State, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +25,9 @@ class NllMaskConfig(Config):
 class NllMask(Acceptor):
     """Before a block's next growth, the expert added last is masked: does the held-out loss rise?
 
-    From the second growth on. If it does not rise, the expert is removed and the block loses one of `patience`; with
-    none left it stops growing. The one added last is never judged. Its parent stays as it is.
+    From the second growth on. If it does not rise (by more than rounding, a millionth of it), the expert is removed and
+    the block loses one of `patience`; with none left it stops growing. The one added last is never judged. Its parent
+    stays as it is.
     """
 
     Config = NllMaskConfig
@@ -53,7 +54,7 @@ class NllMask(Acceptor):
         if child < 0:
             return None
         with_it, without = measure.now(), measure.without(child)
-        kept = without > with_it * (1 + self.config.tolerance)
+        kept = without > with_it * (1 + max(self.config.tolerance, ROUNDING))
         self.left = self.left - int(not kept)
         self.last = torch.tensor([-1, -1])
         left = int(self.left)
