@@ -105,7 +105,7 @@ def make(name: str, out: Path, steps: int | None) -> None:
 def make_run(name: str, out: Path, steps: int | None) -> Path:
     """Train a preset and keep of it what the Run page draws; its probe is the text beside this file."""
     changes: dict[str, Any] = {"threads": torch.get_num_threads(), "device": "cpu", "checkpoint_every": 0}
-    changes["probe"] = {"spec": f"{HERE.name}/probe", "tokens": 3000, "sample": 800}
+    changes["probe"] = {"spec": f"{HERE.name}/probe", "tokens": 3000, "sample": 500}
     if steps is not None:
         changes |= {"optim.steps": steps, "optim.warmup": min(steps // 10, 20)}
     config = load_run_config(name, changes)
