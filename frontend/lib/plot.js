@@ -248,9 +248,10 @@ export function grow(figure, event) {
     if (!trace || x === undefined || y === undefined) continue;
     const known = trace.x ?? [];
     if (known.length && Number(known[known.length - 1]) >= x) continue;
-    trace.x = [...known, x];
     const before = trace.y?.at(-1);
-    trace.y = [...(trace.y ?? []), rule.smooth && Number.isFinite(before) ? rule.smooth * before + (1 - rule.smooth) * y : y];
+    const keep = rule.smooth && Number.isFinite(before) ? rule.smooth ** (x - Number(known[known.length - 1])) : 0;
+    trace.x = [...known, x];
+    trace.y = [...(trace.y ?? []), keep ? keep * before + (1 - keep) * y : y];
     grew = true;
   }
   return grew;

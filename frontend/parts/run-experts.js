@@ -17,7 +17,11 @@ export class MoeRunExperts extends HTMLElement {
   chips = h("span", { class: "expert-chips", role: "group", "aria-label": "Experts alive" });
   words = h("span", { class: "last-change", role: "status" });
   card = h("div", { class: "expert-line", hidden: true });
-  line = h("div", { class: "experts-line" }, this.layers, this.chips, this.words);
+  /** What was clicked with the pointer lets the focus go, so that Space plays the run; what the keyboard pressed keeps it. */
+  line = h("div", { class: "experts-line", onclick: (/** @type {MouseEvent} */ event) => {
+    const { activeElement } = document;
+    if (event.detail && activeElement instanceof HTMLElement && this.line.contains(activeElement)) activeElement.blur();
+  } }, this.layers, this.chips, this.words);
   shown = "";
 
   connectedCallback() { if (!this.firstChild) fill(this, this.line, this.card); }

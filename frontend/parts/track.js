@@ -9,6 +9,8 @@ const MARGIN = { l: 58, r: 112, t: 6, b: 18 };
 /** Letters of a name beside a track, and pixels that a band's name needs. */
 const MOST_LETTERS = 15;
 const NAME_HEIGHT = 10;
+/** The colour of a band in the background: it has a share of opacity behind it. */
+const FADED = /^#[0-9a-f]{8}$/i;
 /** Rows whose names all fit. */
 const MOST_ROWS = 40;
 
@@ -61,7 +63,7 @@ function bandNames(data, height) {
   /** @type {typeof named} */
   const kept = [];
   for (const one of named.sort((a, b) => b.share - a.share)) if (kept.every((other) => Math.abs(other.middle - one.middle) >= room)) kept.push(one);
-  return kept.map(({ band, middle }) => ({ x: last, y: middle, xref: "x", yref: "y", text: band.name, showarrow: false, xanchor: "left", xshift: 5, font: { color: band.line?.color, size: 10 } }));
+  return kept.map(({ band, middle }) => ({ x: last, y: middle, xref: "x", yref: "y", text: band.name, showarrow: false, xanchor: "left", xshift: 5, opacity: FADED.test(String(band.line?.color)) ? 0.4 : 1, font: { size: 10 } }));
 }
 
 /** The legend of a figure's curves (and marks), as small signs with words. @param {FigureJson} figure @param {boolean} marks */

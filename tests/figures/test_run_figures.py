@@ -45,7 +45,7 @@ def test_growing_by_events_gives_the_figure_of_the_whole_log() -> None:
                 if entry["kind"] == event.kind:
                     x, y = curves[entry["trace"]]
                     value = follow(event, entry["y"])
-                    keep = entry.get("smooth")
+                    keep = entry["smooth"] ** (event.step - x[-1]) if "smooth" in entry else None
                     x.append(event.step)
                     y.append(value if keep is None else keep * y[-1] + (1 - keep) * value)
         for i, data in enumerate(late["data"]):
@@ -71,6 +71,7 @@ def test_many_steps_are_thinned_and_that_is_said() -> None:
 
 def test_a_loss_that_is_not_finite_leaves_a_gap_and_not_a_ruin() -> None:
     assert smooth(np.array([np.nan, 2.0, np.inf, 1.0]), 0.5)[1:].tolist() == [2.0, 2.0, 1.5]
+    assert smooth(np.array([2.0, 1.0]), 0.5, np.array([10, 12])).tolist() == [2.0, 1.25]
     log = [*run_events(5), Event(run="r", step=6, kind="train", payload={"loss": None})]
     log.append(Event(run="r", step=7, kind="train", payload={"loss": float("inf")}))
     raw = browser(loss(log))["data"][0]

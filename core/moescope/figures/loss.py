@@ -42,12 +42,16 @@ def series(events: Sequence[Event], *path: str) -> tuple[np.ndarray, np.ndarray]
     return np.array(steps, np.int32), np.array(values, np.float64)
 
 
-def smooth(values: np.ndarray, keep: float = SMOOTHING) -> np.ndarray:
-    """s_t = keep s_{t-1} + (1 - keep) v_t from s_0 = v_0; a value that is not finite leaves s as it was."""
+def smooth(values: np.ndarray, keep: float = SMOOTHING, steps: np.ndarray | None = None) -> np.ndarray:
+    """s_t = k s_{t-1} + (1 - k) v_t from s_0 = v_0, k = keep to the power of the steps since the value before.
+
+    Without `steps` that is one. A value that is not finite leaves s as it was.
+    """
     out, state = np.empty_like(values), np.nan
+    kept = keep ** np.diff(np.arange(len(values)) if steps is None else steps, prepend=0)
     for i, value in enumerate(values):
         if np.isfinite(value):
-            state = value if np.isnan(state) else keep * state + (1 - keep) * value
+            state = value if np.isnan(state) else kept[i] * state + (1 - kept[i]) * value
         out[i] = state
     return out
 
@@ -145,6 +149,8 @@ def loss(events: Iterable[Event], *, max_points: int = 4000) -> go.Figure:
     """
     log = list(events)
     further, floor, unit = _of_further(log, _further(log)), _floor(log), unit_of(log)
+    # Falls by decades: what a split gains is seen on a logarithmic axis only.
+    decades = unit == "squared error" and (floor is None or floor[0] > 0)
     train, held = current(log, "train"), current(log, "eval")
     step, value = series(train, "loss")
     eval_step, eval_value = series(held, "loss")
@@ -156,7 +162,7 @@ def loss(events: Iterable[Event], *, max_points: int = 4000) -> go.Figure:
         opacity=0.45, hovertemplate=hover, meta=curve,
     )  # fmt: skip
     mean = go.Scatter(
-        x=step[keep], y=smooth(value)[keep], mode="lines", name="train, running mean",
+        x=step[keep], y=smooth(value, steps=step)[keep], mode="lines", name="train, running mean",
         line={"width": 2, "color": CATEGORICAL[7]}, hovertemplate=hover, meta=curve,
     )  # fmt: skip
     evaluated = go.Scatter(
@@ -178,6 +184,7 @@ def loss(events: Iterable[Event], *, max_points: int = 4000) -> go.Figure:
         + (
             f"{_MEANING[unit]} Faint: each training step; the running mean keeps {SMOOTHING:g} of itself a step; "
             "dots: held-out data."
+            + (" The axis is logarithmic." if decades else "")
             + (
                 f" Dotted line: the least loss that is possible, {floor[0]:.3f} ± {floor[1]:.3f} {unit}."
                 if floor
@@ -198,7 +205,7 @@ def loss(events: Iterable[Event], *, max_points: int = 4000) -> go.Figure:
         ],
         shapes=[_line_at(floor[0])] if floor else [],
         xaxis=axis("step", rangemode="tozero"),
-        yaxis=axis(f"loss ({unit})"),
+        yaxis=axis(f"loss ({unit})", **({"type": "log", "nticks": 3} if decades else {})),
         legend=ABOVE,
         hovermode="x unified",
         again=AGAIN,
