@@ -10,7 +10,12 @@ import { fail } from "../lib/toast.js";
 import { MoeRunForm } from "../parts/run-form.js";
 import { shown } from "../parts/setting-field.js";
 
-/** What a new run starts from: a preset, or a checkpoint. @typedef {{ title: string, wanted: { preset: string } | { fork: string }, config: Record<string, unknown> }} From */
+/** What a new run starts from: a preset, or a checkpoint. @typedef {{ title: string, wanted: { preset: string } | { fork: string }, config: Record<string, unknown>, set?: Record<string, unknown> }} From */
+
+/** There is nothing to start from, and the server has said why. */
+class Refused extends Error {
+  name = "Refused";
+}
 
 export class MoeNew extends HTMLElement {
   form = new MoeRunForm();
@@ -46,7 +51,7 @@ export class MoeNew extends HTMLElement {
     const key = JSON.stringify([preset, fork]);
     if (key === this.opened) return;
     this.opened = key;
-    this.open(preset, fork).catch((error) => { this.lead.textContent = error instanceof Error ? error.message : String(error); if (error?.name !== "ApiError") throw error; });
+    this.open(preset, fork).catch((error) => { this.lead.textContent = error instanceof Error ? error.message : String(error); if (error?.name !== "ApiError" && error?.name !== "Refused") throw error; });
   }
 
   /** @param {string | null} wanted @param {string | null} fork */
@@ -62,9 +67,9 @@ export class MoeNew extends HTMLElement {
     this.from = from;
     this.bar.hidden = false;
     this.choose(presets, fork ? null : preset);
-    this.lead.textContent = fork ? `${from.title}: weights, moments and step count go on from there. The model's shape stays; everything else may change.` : "Start a preset as it is, or change what you like: only what differs from it is sent.";
+    this.lead.textContent = fork ? `${from.title}: weights, moments and step count go on from there. The model's shape stays; everything else may change.${from.set ? " It had taken all its steps: as many are added." : ""}` : "Start a preset as it is, or change what you like: only what differs from it is sent.";
     this.named.placeholder = from.title;
-    this.form.open(schema, from.config, kept() ?? {});
+    this.form.open(schema, from.config, kept() ?? from.set ?? {});
     this.write();
     await this.ask();
   }
@@ -72,17 +77,21 @@ export class MoeNew extends HTMLElement {
   /** @param {Preset} preset @returns {Promise<From>} */
   async fresh(preset) {
     const { config, error } = await api.checkRun({ preset: preset.name });
-    if (!config) throw new Error(error ?? `The preset ${preset.name} cannot be read.`);
+    if (!config) throw new Refused(error ?? `The preset ${preset.name} cannot be read.`);
     return { title: preset.title, wanted: { preset: preset.name }, config };
   }
 
   /** @param {string} fork @returns {Promise<From>} */
   async forked(fork) {
-    const { config, error } = await api.checkRun({ fork });
-    if (!config) throw new Error(error ?? `The checkpoint ${fork} cannot be gone on from.`);
+    const { config: fits, error } = await api.checkRun({ fork });
     const row = (await api.checkpoints()).find((one) => one.id === fork);
     const run = row?.run ? await api.run(row.run) : null;
-    return { title: `${run?.name ?? row?.name ?? fork}${row?.step ? `, from step ${number(row.step)}` : ""}`, wanted: { fork }, config };
+    // A run that took all its steps cannot go on as it is: it gets as many again.
+    const steps = Number(/** @type {any} */ (run?.config)?.optim?.steps);
+    const ended = !fits && run && row?.step && row.step >= steps ? { "optim.steps": row.step + steps } : null;
+    const config = fits ?? (ended && run?.config);
+    if (!config) throw new Refused(error ?? `The checkpoint ${fork} cannot be gone on from.`);
+    return { ...(ended ? { set: ended } : {}), title: `${run?.name ?? row?.name ?? fork}${row?.step ? `, from step ${number(row.step)}` : ""}`, wanted: { fork }, config };
   }
 
   /** @param {Preset[]} presets @param {Preset | null} chosen null: it starts from a checkpoint */
