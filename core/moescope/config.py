@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from moescope.errors import InputError
 
 C = TypeVar("C", bound="Config")
+
+_LONGEST: Final = 200
+"""Characters of a refused value that an error quotes."""
 
 
 class _Validated(type):
@@ -34,7 +37,7 @@ class Config(metaclass=_Validated):
     def require(self, ok: bool, name: str, why: str) -> None:
         """Raise `InputError` naming the field and its value unless `ok`."""
         if not ok:
-            raise InputError(f"{type(self).__name__}.{name} = {getattr(self, name)!r}: {why}")
+            raise InputError(f"{type(self).__name__}.{name} = {_shown(getattr(self, name))}: {why}")
 
 
 def doc(text: str) -> dict[str, str]:
@@ -62,10 +65,16 @@ def _validated(cls: type, values: Mapping[str, Any]) -> Any:
         cause = first.get("ctx", {}).get("error")
         if isinstance(cause, InputError):
             raise cause from None
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(str(part) for part in first["loc"])[:_LONGEST]
         value = first.get("input")
-        shown = f" = {value!r}" if where and not isinstance(value, (dict, list)) else ""
+        shown = f" = {_shown(value)}" if where and not isinstance(value, (dict, list)) else ""
         raise InputError(f"{cls.__name__}{'.' if where else ''}{where}{shown}: {first['msg']}") from None
+
+
+def _shown(value: Any) -> str:
+    """A value as a sentence can quote it."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _refuse_huge(where: str, value: Any, depth: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -158,6 +159,8 @@ def main() -> None:
     except OSError as error:  # a path that cannot be, a full disk, a folder that may not be written
         where = f"{error.filename}: " if error.filename is not None else ""
         _fail(f"{where}{error.strerror or error}", 2)
+    except sqlite3.Error as error:  # of the home folder: the same faults, as SQLite says them
+        _fail(f"the home folder's moescope.sqlite: {error}", 2)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -11,7 +13,7 @@ from fastapi import Response
 
 from moescope.errors import InputError
 from moescope.events import Event
-from moescope.store import NotFoundError, TraceRow
+from moescope.store import NotFoundError, RunRow, TraceRow
 from moescope_server.analysis import accepted, figure_function
 from moescope_server.deps import Services
 from moescope_server.traces import OpenTrace
@@ -19,6 +21,8 @@ from moescope_server.wire import JSON
 
 if TYPE_CHECKING:
     from moescope.projection import Method, Projection
+
+_logger = logging.getLogger(__name__)
 
 _ALWAYS = ("run_started", "run_resumed", "expansion", "acceptance", "prune", "growth_ended")
 EVENT_FIGURES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
@@ -42,6 +46,20 @@ MEASURES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {"tightness": ("silhouette", "within_between"), "divergence": ("routing_jsd", "routing_jsd_full")}
 )
 ANSWER_KINDS: Final = (*_ALWAYS, "load", "snapshot")
+
+
+@contextmanager
+def readable(run: RunRow) -> Iterator[None]:
+    """A bundled run's events are a file that came from elsewhere: what cannot be drawn of it is no fault of ours."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        if run.origin != "sample":
+            raise
+        _logger.warning("events of the sample run %s are damaged", run.id, exc_info=True)
+        raise InputError(f"{run.name!r} cannot be shown: some of its events are damaged.") from None
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,12 @@ def test_the_form_says_what_is_wrong_and_starts_what_is_right(page: Page, served
     expect(page.locator(".run-head")).to_contain_text("step 30 of 30")
 
 
+def test_a_checkpoint_that_is_not_there_is_said_and_is_no_error_of_the_page(page: Page, served: Served) -> None:
+    page.goto(f"{served.base}/#/new?fork=nope")
+    expect(page.locator(".lead")).to_have_text("There is no checkpoint and no run 'nope' to go on from.")
+    expect(page.get_by_role("button", name="Start the run")).to_be_hidden()
+
+
 def test_options_follow_what_is_chosen(page: Page, served: Served) -> None:
     page.goto(f"{served.base}/#/new?preset=lm-small")
     router = page.locator(SETTINGS.format("model.router"))

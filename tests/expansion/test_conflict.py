@@ -130,6 +130,14 @@ def test_gradients_that_are_zero_or_lie_on_one_side_are_no_conflict() -> None:
     assert alike.sides == (20, 0) and alike.statistic == alike.explained == 0.0
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_gradients_or_inputs_that_are_not_finite_are_no_conflict(bad: float) -> None:
+    found = exchangeable(60, 0)
+    for x_nd, u_ng in ((found.x_nd, found.u_ng * bad), (found.x_nd * bad, found.u_ng)):
+        parted = conflict(TokenGradients(x_nd=x_nd, u_ng=u_ng), halves(60))
+        assert (parted.statistic, parted.explained, parted.sides) == (0.0, 0.0, (0, 0))
+
+
 def make(**options: float) -> Conflict:
     known = {"every": 5, "window": 10, "fewest": 4, "tokens": 400}
     return Conflict(ConflictConfig(**{**known, **options}), 4, seed=1)

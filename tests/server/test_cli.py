@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -377,3 +378,19 @@ def test_a_server_killed_outright_takes_no_run_with_it(home: Path, tmp_path: Pat
     process.terminate()
     process.communicate(timeout=30)
     store.close()
+
+
+def test_a_database_that_cannot_be_written_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A full disk comes as SQLite's own error, which is no OSError."""
+    from moescope_server import cli
+
+    def full(*_: object, **__: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(cli, "app", full)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "moescope: the home folder's moescope.sqlite: database or disk is full\n"

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from figure_cases import browser
 from growing_home import growing_run
-from growth_case import LAYERS, SNAPSHOTS, STEPS, Story
+from growth_case import LAYERS, SNAPSHOTS, STEPS, Story, growth_events
 from moescope.events import Event
 from moescope.metrics import measure
 from moescope.store import Store, TraceRow
@@ -209,3 +209,25 @@ def test_a_snapshot_that_a_resume_has_undone_is_not_shown(client: TestClient, st
     rows = client.get(f"/api/runs/{run}/growth?layer=1").json()["tree"]
     assert max(row["born"] for row in rows) == 260
     assert len([row for row in store.traces(run=run) if isinstance(row, TraceRow)]) == 4
+
+
+def test_damaged_events_of_a_bundled_run_are_told_and_those_of_a_run_of_ones_own_are_not_hidden(
+    client: TestClient, store: Store, tmp_path: Path
+) -> None:
+    place = tmp_path / "samples" / "runs" / "torn"
+    place.mkdir(parents=True)
+    (place / "config.json").write_text(json.dumps({"optim": {"steps": STEPS}}))
+    told = [replace(event, payload={**event.payload}) for event in growth_events()]
+    for event in told:
+        if event.kind == "expansion":
+            del event.payload["parent"]
+    lines = [{"step": event.step, "kind": event.kind, "payload": event.payload, "time": event.time} for event in told]
+    (place / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for name in ("growth", "figures/loss", "figures/drift"):
+        answer = client.get(f"/api/runs/sample-torn/{name}")
+        assert answer.status_code == 400
+        assert answer.json() == {"detail": "'torn' cannot be shown: some of its events are damaged."}
+    mine = store.add_run("Mine", "made-up", {}, steps=STEPS)
+    store.append_many(replace(event, run=mine.id, id=0) for event in told)
+    with pytest.raises(KeyError):
+        client.get(f"/api/runs/{mine.id}/growth")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -159,19 +160,25 @@ def test_it_is_read_again_only_when_its_files_change(
     assert store.runs() == [] and store.traces() == []
 
 
-@pytest.mark.parametrize("damage", ["line", "card", "snapshot", "config", "events", "empty", "steps"])
+@pytest.mark.parametrize("damage", ["line", "far", "card", "snapshot", "config", "events", "empty", "steps", "huge"])
 def test_damage_hides_only_what_is_damaged(store: Store, samples: Path, damage: str) -> None:
     place = samples / "runs" / "Growing"
     good = len(store.events_after(0, store.runs()[0].id))
     lines = (place / "events.jsonl").read_text().splitlines()
+    unlikely = [
+        {"step": step, "kind": kind, "payload": {}, "time": time}
+        for step, kind, time in ((10**30, "train", 0), (-1, "train", 0), (1, 5, 0), (1, "train", math.nan))
+    ]
     spoilt = {
         "line": ("events.jsonl", "\n".join([*lines[:5], "{torn", '{"kind": "x"}', "[]", '{"kind": []}', *lines[6:]])),
+        "far": ("events.jsonl", "\n".join([*lines[:5], *map(json.dumps, unlikely), *lines[6:]])),
         "card": ("card.json", "[" * 100_000),
         "snapshot": ("snapshots/step-000030.safetensors", "no"),
         "config": ("config.json", "{torn"),
         "events": ("events.jsonl", "\x00\udcff nothing"),
         "empty": ("events.jsonl", ""),
         "steps": ("config.json", '{"optim": {"steps": "many"}}'),
+        "huge": ("config.json", '{"optim": {"steps": 1' + "0" * 30 + "}}"),
     }
     name, text = spoilt[damage]
     (place / name).write_bytes(text.encode("utf-8", "surrogateescape"))
@@ -183,7 +190,7 @@ def test_damage_hides_only_what_is_damaged(store: Store, samples: Path, damage: 
     if gone:
         return
     assert runs[0].steps == STEPS
-    assert len(store.events_after(0, runs[0].id)) == good - (damage == "line")
+    assert len(store.events_after(0, runs[0].id)) == good - (damage in ("line", "far"))
     assert len(store.traces(run=runs[0].id)) == 3 - (damage == "snapshot")
 
 

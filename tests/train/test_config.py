@@ -171,3 +171,34 @@ def test_another_detector_initialiser_or_acceptor_starts_from_its_own_options() 
 def test_what_could_not_train_is_refused_before_anything_is_read(overrides: list[str], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         load_run_config("lm-small", overrides)
+
+
+def test_a_key_or_a_value_of_any_length_is_refused_in_one_short_sentence() -> None:
+    for key in ("a." * 4000 + "a", "model." * 60, "expansion." + "x" * 10_000):
+        with pytest.raises(InputError) as refused:
+            load_run_config("grow-clusters", {key: 1})
+        assert len(str(refused.value)) < 400
+    for value in ([0] * 10_000, ["x"] * 10_000):
+        with pytest.raises(InputError, match="layers") as refused:
+            load_run_config("grow-clusters", {"expansion.layers": value})
+        assert len(str(refused.value)) < 400
+    with pytest.raises(InputError, match="detector") as refused:
+        load_run_config("grow-clusters", {"expansion.detector": "x" * 10_000})
+    assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("optim.batch", 10**9, r"OptimConfig\.batch = 1000000000: at most 1048576"),
+        ("expansion.detector_config", {"ridge": 1e-300}, "ConflictConfig.ridge = 1e-300: at least 1e-12"),
+    ],
+)
+def test_what_would_take_all_memory_or_fail_in_the_middle_is_refused(key: str, value: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        load_run_config("grow-clusters", {key: value})
+
+
+def test_a_window_that_no_memory_holds_is_refused() -> None:
+    with pytest.raises(InputError, match=r"MassConfig\.omega = 1000000000000000: it must lie between 3 and 1048576"):
+        load_run_config("grow-clusters", {"expansion.detector": "mass", "expansion.detector_config": {"omega": 10**15}})

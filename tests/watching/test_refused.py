@@ -150,3 +150,24 @@ def test_a_run_whose_process_died_says_so_at_the_next_look(home: Path, read: Cal
     (dead,) = [run for run in store.runs() if run.name == "dies"]
     assert dead.error is not None and "is gone, and said nothing of it" in dead.error and dead.step == 2
     assert [event.kind for event in store.events_after(0, dead.id)].count("run_failed") == 1
+
+
+@pytest.mark.parametrize("name", [None, 5, b"x", "half \ud800"])
+def test_what_a_run_cannot_be_called_is_refused_before_anything_is_written(name: Any, home: Path) -> None:
+    with pytest.raises(InputError, match="what the run is called is a text"):
+        moescope.watch(build("mixtral"), run=name, home=home)
+
+
+def test_the_error_that_ended_a_loop_is_raised_on_whatever_its_text_holds(home: Path, read: Callable[[], Read]) -> None:
+    with pytest.raises(RuntimeError), moescope.watch(build("mixtral"), run="m", home=home):
+        raise RuntimeError("no file \ud800")
+    assert [event.payload["error"] for event in read().events("run_failed")] == ["RuntimeError: no file ?"]
+
+
+@pytest.mark.parametrize("loss", ["x", torch.ones(3), [1], 10**400])
+def test_a_loss_that_is_no_number_is_refused_in_one_sentence(loss: Any, home: Path) -> None:
+    with (
+        pytest.raises(InputError, match="is one number, and this is"),
+        moescope.watch(build("mixtral"), run="m", home=home) as watcher,
+    ):
+        watcher.eval(loss)

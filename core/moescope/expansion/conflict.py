@@ -51,7 +51,7 @@ class ConflictConfig(Config):
             self.require(0 <= getattr(self, name) < math.inf, name, "it must not be negative.")
         self.require(self.fewest >= 2, "fewest", "a variance needs at least 2.")
         self.require(4 * self.fewest <= self.tokens <= 1 << 16, "tokens", "it must lie between 4 fewest and 65536.")
-        self.require(0 < self.ridge < math.inf, "ridge", "it must be positive.")
+        self.require(1e-12 <= self.ridge < math.inf, "ridge", "at least 1e-12, or rounding outweighs it.")
 
 
 class Conflict(Detector):
@@ -193,6 +193,8 @@ def conflict(found: TokenGradients, first_n: Tensor, ridge: float = 1e-3) -> Par
     """The direction from the tokens of `first_n` (bool), T and R from the others. Neither depends on u's scale."""
     h_nr = (found.x_nd if found.h_nd is None else found.h_nd).double()
     x_nd, u_ng = found.x_nd.double(), found.u_ng.double()
+    if not all(bool(values.isfinite().all()) for values in (h_nr, x_nd, u_ng)):  # the training loop says so in words
+        return Parted(torch.zeros_like(h_nr[0]), 0.0, 0.0, 0.0, (0, 0))
     direction_r = find_direction(h_nr[first_n], x_nd[first_n], u_ng[first_n], ridge)
     rest_n = ~first_n
     return part(x_nd[rest_n], u_ng[rest_n], h_nr[rest_n] @ direction_r > 0, direction_r)

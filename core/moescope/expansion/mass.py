@@ -50,7 +50,7 @@ class MassConfig(Config):
     )
 
     def __post_init__(self) -> None:
-        self.require(self.omega >= _FIRST, "omega", f"at least {_FIRST}.")
+        self.require(_FIRST <= self.omega <= 1 << 20, "omega", f"it must lie between {_FIRST} and {1 << 20}.")
         self.require(self.warmup >= 0, "warmup", "it must not be negative.")
         self.require(0 < self.alpha < 1, "alpha", "it must lie between 0 and 1.")
         self.require(0 < self.delta_at <= 1, "delta_at", "it must lie in (0, 1].")

@@ -36,6 +36,8 @@ _STEP = re.compile(r"step-(\d{1,12})")
 _LEFT_OUT: Final = frozenset({"checkpoint", "job", "run_resumed", "run_stopped", "run_failed"})
 _THINNED: Final = frozenset({"train", "load", "drift"})
 _DIGITS: Final = 6
+_MOST: Final = 2**53
+"""Steps beyond this fit neither JSON nor the database."""
 
 
 def scan_runs(folder: Path, known: Known) -> Iterator[RunRow | TraceRow]:
@@ -76,12 +78,12 @@ def _run(place: Path, known: Known) -> RunRow | None:
     steps = optim.get("steps") if isinstance(optim, dict) else None
     return RunRow(
         id=id,
-        name=str(card.get("title") or place.name),
+        name=str(card.get("title") or place.name)[:200],
         preset=str(card.get("preset") or ""),
         status="finished",
         created=created,
         step=last,
-        steps=steps if isinstance(steps, int) else last,
+        steps=steps if isinstance(steps, int) and 0 <= steps <= _MOST else last,
         config=config,
         origin="sample",
         path=str(place),
@@ -122,10 +124,11 @@ def _read(file: str, run: str, time: int, size: int) -> tuple[Event, ...]:
 def _event(line: str, run: str, id: int) -> Event | None:
     try:
         plain = json.loads(line)
-        if not isinstance(plain["payload"], dict):
-            return None
+        step, kind, payload = int(plain["step"]), plain["kind"], plain["payload"]
         moment = float(plain.get("time") or 0.0)
-        return Event(run=run, step=int(plain["step"]), kind=plain["kind"], payload=plain["payload"], id=id, time=moment)
+        if not (isinstance(payload, dict) and isinstance(kind, str) and 0 <= step <= _MOST and math.isfinite(moment)):
+            return None
+        return Event(run=run, step=step, kind=kind, payload=payload, id=id, time=moment)
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 

@@ -73,6 +73,7 @@ class OptimConfig(Config):
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "seq"):
             self.require(getattr(self, name) >= 1, name, "at least 1.")
+        self.require(self.batch <= 1 << 20, "batch", f"at most {1 << 20}.")
         self.require(0 <= self.loss_from < self.seq, "loss_from", f"it must lie below seq = {self.seq}.")
         self.require(0 < self.lr < float("inf"), "lr", "it must be positive.")
         self.require(0 <= self.final_lr <= 1, "final_lr", "it must lie between 0 and 1.")

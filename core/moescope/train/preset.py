@@ -62,6 +62,10 @@ PARTS: Final = ("model.router", "expansion.detector", "expansion.initialiser", "
 """Settings that name an entry of a registry; its options stand beside it, `model.router_config` and so on."""
 
 
+_DEEPEST: Final = 50
+"""Tables within tables that a key may lead through; no configuration has nearly as many."""
+
+
 def for_parts(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> Mapping[str, Any]:
     """`values` for the `PARTS` that are `chosen`: the options that stand there stay only if they are the part's own."""
     for dotted, name in chosen.items():
@@ -85,8 +89,9 @@ def _override(values: Mapping[str, Any], overrides: Mapping[str, Any], above: st
     changed = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     for dotted, value in overrides.items():
         head, _, rest = dotted.partition(".")
-        if not head or dotted.endswith("."):
-            raise InputError(f"{above + dotted!r} is not a key: write table.key=value.")
+        if not head or dotted.endswith(".") or dotted.count(".") > _DEEPEST:
+            shown = above + dotted if len(above + dotted) <= 200 else f"{(above + dotted)[:200]}..."
+            raise InputError(f"{shown!r} is not a key: write table.key=value.")
         if not rest:
             changed[head] = value
             continue

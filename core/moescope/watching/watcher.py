@@ -74,6 +74,8 @@ class Watcher:
         probe: Probe | None = None,
         tokenizer: Any = None,
     ) -> None:
+        if not isinstance(run, str) or _writable(run) != run:
+            raise InputError(f"run = {ascii(run)[:200]}: what the run is called is a text.")
         self.config, self._name, self._home = config, run, home
         self._subject: Subject = subject_of(model, run, fast_tokenizer(tokenizer))
         opened = self._subject.opened
@@ -141,7 +143,7 @@ class Watcher:
         if isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code in (None, 0)):
             return "run_stopped", self._step, {"path": None}
         text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        return "run_failed", self._step, {"error": text.strip()[:1000]}
+        return "run_failed", self._step, {"error": _writable(text.strip()[:1000])}
 
     # In the loop
 
@@ -297,4 +299,13 @@ class Watcher:
 
 
 def _number(value: Tensor | float) -> float:
-    return float(value.detach() if isinstance(value, Tensor) else value)
+    try:
+        return float(value.detach() if isinstance(value, Tensor) else value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        shown = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else ascii(value)[:200]
+        raise InputError(f"A loss, or the gradient's norm, is one number, and this is {shown}.") from None
+
+
+def _writable(text: str) -> str:
+    """`text` as UTF-8 can hold it: half of a surrogate pair, as in an undecodable file name, is a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -13,7 +13,7 @@ from moescope.store import CheckpointRow, JobRow, RunRow, Store, TraceRow
 from moescope_server.deps import Id, JobsDep, ServicesDep, StoreDep
 from moescope_server.jobs import JobRunner
 from moescope_server.routes.events import MAX_ID, public_event
-from moescope_server.run_figures import growth, run_figure
+from moescope_server.run_figures import growth, readable, run_figure
 from moescope_server.schemas import (
     EventPublic,
     OrderCreate,
@@ -147,17 +147,18 @@ def figure(
     max_points: Annotated[int | None, Query(ge=1, le=1_000_000)] = None,
 ) -> Response:
     """One figure; 202 and the job's id while the projection it needs is computed."""
-    all.store.run(id)
+    run = all.store.run(id)
     given = {
         "layer": layer, "expert": expert, "signal": signal, "step": step, "before": before, "color": color,
         "label": label, "max_points": max_points,
     }  # fmt: skip
-    return run_figure(all, id, name, {key: value for key, value in given.items() if value is not None}, method)
+    with readable(run):
+        return run_figure(all, id, name, {key: value for key, value in given.items() if value is not None}, method)
 
 
 @router.get("/{id}/growth")
 def family_tree(id: Id, all: ServicesDep, layer: int | None = None) -> Response:
     """Who lives, who came from whom, when and why, and what each living expert responds to."""
-    all.store.run(id)
-    found = growth(all, id, layer)
+    with readable(all.store.run(id)):
+        found = growth(all, id, layer)
     return JSON(found | {"changes": [public_event(event).model_dump() for event in found["changes"]]})
