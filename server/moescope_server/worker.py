@@ -34,17 +34,18 @@ class JobReport:
     def __init__(self, store: Store, id: str) -> None:
         self._store, self._id = store, id
         self._stage, self._began, self._told = "", time.monotonic(), 0.0
+        self._from = 0.0  # where the stage began: a fork, or a run that goes on, begins in the middle
 
     def __call__(self, stage: str, progress: float | None = None, seconds_left: float | None = None) -> None:
         """`progress` is in 0..1 within the stage; without `seconds_left` the time left is estimated from it."""
         now = time.monotonic()
         if stage != self._stage:
-            self._stage, self._began = stage, now
+            self._stage, self._began, self._from = stage, now, progress or 0.0
         elif now - self._told < _REPORT_EVERY:
             return
         elapsed = now - self._began
-        if seconds_left is None and progress and elapsed > 1:
-            seconds_left = elapsed * (1 - progress) / progress
+        if seconds_left is None and progress and progress > self._from and elapsed > 1:
+            seconds_left = elapsed * (1 - progress) / (progress - self._from)
         self._told = now
         values = {"stage": stage, "progress": progress, "seconds_left": seconds_left}
         change_job(self._store, self._id, where={"status": "running"}, **values)
