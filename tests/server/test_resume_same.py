@@ -8,13 +8,14 @@ import pytest
 
 from moescope.errors import InputError
 from moescope.store import Store
-from moescope_server.training import create_run, require_same
+from moescope_server.starting import create_run, plan_run
+from moescope_server.training import require_same
 
 
 def test_the_same_preset_and_settings_are_accepted_and_another_is_named(home: Path) -> None:
     store = Store(home)
     try:
-        run = create_run(store, "lm-small", {"optim.steps": 50}, None)
+        run = create_run(store, plan_run(store, "lm-small", {"optim.steps": 50}), None)
         require_same(run, "lm-small", {"optim.steps": 50})
         with pytest.raises(InputError, match=r"optim\.steps is 50 there, and 60 in what you gave"):
             require_same(run, "lm-small", {"optim.steps": 60})
