@@ -41,19 +41,22 @@ def plan_run(store: Store, preset: str | None, overrides: Mapping[str, Any], for
     """
     import_models()
     from moescope.train.config import load_run_config
+    from moescope.train.prepare import corpus_of
     from moescope.train.preset import read_preset
 
     if fork is not None:
         return _plan_fork(store, _checkpoint(store, fork), preset, overrides)
     if preset is None:
         raise InputError("Give a preset to train.")
-    card = read_preset(preset)
-    return Wanted(load_run_config(preset, overrides), card.name, card.title)
+    card, config = read_preset(preset), load_run_config(preset, overrides)
+    corpus_of(config)
+    return Wanted(config, card.name, card.title)
 
 
 def _plan_fork(store: Store, row: CheckpointRow, preset: str | None, overrides: Mapping[str, Any]) -> Wanted:
     from moescope.train.config import parse_run_config
     from moescope.train.forking import Fork
+    from moescope.train.prepare import corpus_of
     from moescope.train.preset import override, read_preset
 
     saved = Fork.find(Path(row.path))
@@ -65,6 +68,7 @@ def _plan_fork(store: Store, row: CheckpointRow, preset: str | None, overrides: 
         values, name = card.config, card.name
     config = parse_run_config(override(values, overrides))
     saved.check(config)
+    corpus_of(config)
     step = saved.counts.step
     return Wanted(config, name, f"{source.name if source is not None else row.name}, from step {step}", row, step)
 

@@ -290,6 +290,9 @@ def test_checking_says_what_starting_would_do_and_starts_nothing(client: TestCli
     for body, words in (
         ({"preset": "clusters", "set": {"optim.lr": -1}}, "lr"),
         ({"preset": "nope"}, "no preset 'nope'"),
+        ({"preset": "clusters", "set": {"data.spec": {"corpus": "nope"}}}, "no corpus 'nope'"),
+        ({"preset": "clusters", "set": {"data.spec": {"corpus": "clusters", "bad": 1}}}, "bad"),
+        ({"preset": "clusters", "set": {"data.spec": "installed"}}, "is text, and model.input is 'vectors'"),
         ({}, "Give a preset"),
         ({"preset": "clusters", "fork": "nope"}, "no checkpoint and no run 'nope'"),
     ):

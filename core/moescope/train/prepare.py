@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from moescope.data import load
-from moescope.data.base import TextCorpus, TokenSet
+from moescope.data.base import Corpus, TextCorpus, TokenSet
 from moescope.data.corruption import corrupted
 from moescope.data.tokenizer import from_json, to_json, train_tokenizer
 from moescope.data.tokens import content_hash, split
@@ -56,10 +56,7 @@ def prepare(config: RunConfig, tokenizer_json: str | None, progress: Progress) -
 
     Raises `InputError` for data that is not there or that the model cannot read.
     """
-    data = config.data
-    name, corpus = load.open_corpus(data.spec, data.seed)
-    if corpus.kind != "text" and config.model.input != _KINDS[corpus.kind]:
-        raise InputError(f"The data {name!r} is {corpus.kind}, and model.input is {config.model.input!r}.")
+    data, corpus = config.data, corpus_of(config)
     tokenizer = _tokenizer(config, corpus, tokenizer_json, progress) if isinstance(corpus, TextCorpus) else None
     progress("reading the data")
     tokens = load.load_tokens(data.spec, tokenizer, data.tokens, data.seed)
@@ -81,6 +78,14 @@ def prepare(config: RunConfig, tokenizer_json: str | None, progress: Progress) -
         evals={name: corrupted(held_out, corruption, tokenizer) for name, corruption in config.evals.items()},
         arrivals=() if data.arrive is None else arrivals(data.arrive, tokens, config.optim.steps),
     )
+
+
+def corpus_of(config: RunConfig) -> Corpus:
+    """What a run learns from, before anything of it is read. Raises `InputError` where the model cannot read it."""
+    name, corpus = load.open_corpus(config.data.spec, config.data.seed)
+    if config.model.input != _KINDS[corpus.kind]:
+        raise InputError(f"The data {name!r} is {corpus.kind}, and model.input is {config.model.input!r}.")
+    return corpus
 
 
 def _tokenizer(config: RunConfig, corpus: TextCorpus, tokenizer_json: str | None, progress: Progress) -> Tokenizer:
@@ -130,8 +135,6 @@ def _sizes(model: ModelConfig, tokens: TokenSet, tokenizer: Tokenizer | None) ->
     """The model's configuration with what follows from the data."""
     model = _label_values(model, tokens)
     if tokens.kind == "text":
-        if model.input != "tokens":
-            raise InputError(f"The data is text, and model.input is {model.input!r}.")
         assert tokenizer is not None
         _check_head(model, tokens)
         return replace(model, vocab_size=tokenizer.get_vocab_size())
