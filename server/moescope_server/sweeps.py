@@ -89,7 +89,7 @@ def detail(store: Store, id: str) -> dict[str, Any]:
 def _detail(store: Store, id: str) -> dict[str, Any]:
     from moescope.figures.race import lane_colours
     from moescope.sweep.folder import read_plan
-    from moescope.sweep.frontier import EXPERTS, LOSS
+    from moescope.sweep.frontiers import EXPERTS, LOSS
     from moescope.sweep.summaries import summary_of
 
     folder = sweep_folder(store, id)

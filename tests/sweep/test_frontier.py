@@ -10,7 +10,7 @@ import pytest
 
 from moescope.errors import InputError
 from moescope.figures import FIGURES
-from moescope.sweep.frontier import frontier
+from moescope.sweep.frontiers import frontier
 from moescope.sweep.stats import interval
 
 LOSSES = {"few": {0: 2.0, 1: 2.2}, "many": {0: 1.5, 1: 1.3}, "wide": {0: 1.4, 1: 1.6}, "grown": {0: 1.2, 1: 1.0}}

@@ -27,7 +27,7 @@ class Spread(Protocol):
 
 
 class Rung(Protocol):
-    """One variant, as `moescope.sweep.frontier` gives it."""
+    """One variant, as `moescope.sweep.frontiers` gives it."""
 
     @property
     def variant(self) -> str: ...

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from moescope.sweep.claims import Claim
     from moescope.sweep.config import ClaimConfig, SweepConfig, VariantConfig
     from moescope.sweep.file import SweepFile, folder_name, read_sweep, sweep_names, sweep_presets
-    from moescope.sweep.frontier import End, Frontier, Rung, frontier
+    from moescope.sweep.frontiers import End, Frontier, Rung, frontier
     from moescope.sweep.lanes import Lane, Race, race
     from moescope.sweep.runner import Progress, plan_sweep, resume_sweep, run_sweep
     from moescope.sweep.states import CellState, State, Variant, state
@@ -22,7 +22,7 @@ _WHERE: Final = {
     "claims": ("Claim",),
     "config": ("ClaimConfig", "SweepConfig", "VariantConfig"),
     "file": ("SweepFile", "folder_name", "read_sweep", "sweep_names", "sweep_presets"),
-    "frontier": ("End", "Frontier", "Rung", "frontier"),
+    "frontiers": ("End", "Frontier", "Rung", "frontier"),
     "lanes": ("Lane", "Race", "race"),
     "runner": ("Progress", "plan_sweep", "resume_sweep", "run_sweep"),
     "states": ("CellState", "State", "Variant", "state"),

@@ -93,7 +93,7 @@ def race(
 
 @router.get("/{id}/figures/frontier")
 def frontier(id: Id, all: ServicesDep) -> Response:
-    from moescope.sweep.frontier import frontier as sweep_frontier
+    from moescope.sweep.frontiers import frontier as sweep_frontier
 
     folder = sweeps.sweep_folder(all.store, id)
 
