@@ -89,7 +89,7 @@ def test_the_figure_draws_ladders_their_mean_and_every_grown_run(tmp_path: Path)
     assert list(by_name["fixed: topk_softmax (k = 1)"].y) == pytest.approx([2.1, 1.4])
     assert list(by_name["fixed: mean of the grid"].y) == pytest.approx([2.1, 1.45])
     assert sorted(by_name["grown: each run"].x) == [5, 7]
-    star = by_name["grown: grown"]
+    star = by_name["grown"]
     assert (list(star.x), list(star.y)) == ([6], [pytest.approx(1.1)])
     spread = interval([1.2, 1.0])
     assert spread is not None and spread.high is not None

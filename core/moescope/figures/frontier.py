@@ -142,7 +142,7 @@ def _grown(rung: Rung, ends: Sequence[End], colour: str) -> list[Any]:
         x=[rung.experts.mean],
         y=[rung.loss.mean],
         mode="markers",
-        name=f"grown: {name}",
+        name=name,
         marker={"size": 14, "symbol": "star", "color": colour},
         error_x=_bars([rung.experts]),
         error_y=_bars([rung.loss]),
