@@ -10,6 +10,8 @@ const REGISTRIES = {
   "expansion.acceptor": ["acceptors", "expansion.acceptor_config"],
 };
 const CORPORA = new Set(["data.spec", "probe.spec"]);
+/** Settings that follow from the data, whatever is written; `vocab_size` alone is a router's. */
+export const FROM_DATA = new Set(["model.vocab_size", "model.d_input", "model.num_classes", "model.num_values", "vocab_size"]);
 /** The groups of the form, in order, with their words; what is no table stands under `run`. @type {[string, string, string][]} */
 export const GROUPS = [
   ["model", "Model", "What is trained: its blocks, its experts and the router that chooses among them."],
@@ -120,27 +122,30 @@ function short(all, table, values) {
 }
 
 /**
- * The setting that the server's sentence is about, or null: sentences begin with the class and field, or with the path.
- * @param {string} sentence @param {RunSchema} schema @param {Setting[]} all @returns {string | null}
+ * The setting that the server's sentence is about and the sentence with its dotted key, or null: sentences begin with the
+ * class and field, or with the path.
+ * @param {string} sentence @param {RunSchema} schema @param {Setting[]} all @returns {{ key: string, sentence: string } | null}
  */
 export function named(sentence, schema, all) {
-  const [, cls, path] = /^(\w+)\.([\w.]+)/.exec(sentence) ?? [];
-  if (!cls) return null;
+  const [whole, cls, path] = /^(\w+)\.([\w.]+)/.exec(sentence) ?? [];
+  if (!whole || !cls) return null;
+  const told = (/** @type {string | null} */ key, /** @type {string} */ dotted) => (key ? { key, sentence: dotted + sentence.slice(whole.length) } : null);
   const known = new Set(all.flatMap((one) => [one.key, one.options ?? one.key]));
   /** @type {(key: string) => string | null} */
   const longest = (key) => (known.has(key) ? key : key.includes(".") ? longest(key.slice(0, key.lastIndexOf("."))) : null);
   const found = longest(path);
-  if (cls === schema.schema.title && found) return found;
+  if (cls === schema.schema.title && found) return told(found, path);
+  if (longest(whole)) return told(longest(whole), whole);
   const defs = schema.schema.$defs ?? {};
   for (const [table, raw] of Object.entries(schema.schema.properties ?? {})) {
     const { part } = optional(raw, defs);
-    if (part.title === cls || defs[cls]?.title === part.title) return longest(`${table}.${path}`);
+    if (part.title === cls || defs[cls]?.title === part.title) return told(longest(`${table}.${path}`), `${table}.${path}`);
   }
   for (const one of all) {
     const options = one.registry ? Object.values(schema.options[one.registry] ?? {}) : [];
-    if (one.options && options.some((entry) => entry.schema.title === cls)) return one.key;
+    if (one.options && options.some((entry) => entry.schema.title === cls)) return told(one.key, `${one.options}.${path}`);
   }
-  return CORPORA.has("data.spec") && Object.values(schema.options.corpora ?? {}).some((entry) => entry.schema.title === cls) ? "data.spec" : null;
+  return CORPORA.has("data.spec") && Object.values(schema.options.corpora ?? {}).some((entry) => entry.schema.title === cls) ? told("data.spec", whole) : null;
 }
 
 /** A corpus and its options, from a specification; null for a path, a `hub:` name or anything else that is not in the list. @param {any} spec @param {Record<string, unknown>} corpora */

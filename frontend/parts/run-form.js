@@ -15,6 +15,8 @@ export class MoeRunForm extends HTMLElement {
   all = [];
   /** @type {RunSchema | null} */
   schema = null;
+  /** The setting that the server objects to. @type {string | null} */
+  wrong = null;
   /** What it began with, and what is wanted. @type {any} */
   base = {};
   /** @type {any} */
@@ -122,13 +124,22 @@ export class MoeRunForm extends HTMLElement {
 
   differences() { return differences(this.all, this.base, this.wanted); }
 
-  /** Put the server's sentence beside the setting it names; tells whether there is one. @param {string | null} sentence */
+  /** Put the server's sentence beside the setting it names and go there; the sentence as shown, null where it names none. @param {string | null} sentence */
   object(sentence) {
-    const key = sentence && this.schema ? named(sentence, this.schema, this.all) : null;
-    const at = key && (this.all.find((one) => one.key === key || one.options === key)?.key ?? null);
-    for (const [name, row] of this.rows) row.object(name === at && sentence ? sentence : "");
+    const found = sentence && this.schema ? named(sentence, this.schema, this.all) : null;
+    const at = found && (this.all.find((one) => one.key === found.key || one.options === found.key)?.key ?? null);
+    for (const [name, row] of this.rows) row.object(found && name === at ? found.sentence : "");
     for (const button of this.nav.querySelectorAll("button")) button.classList.toggle("wrong", at !== null && at !== "" && this.groupOf(at) === button.dataset.group);
-    return Boolean(at);
+    if (at && at !== this.wrong) this.reveal(at);
+    this.wrong = at;
+    return at && found ? found.sentence : null;
+  }
+
+  /** @param {string} key */
+  reveal(key) {
+    const element = this.rows.get(key)?.element;
+    if (element?.hidden && document.activeElement !== this.search) { this.search.value = ""; this.filter(); }
+    element?.scrollIntoView({ block: "nearest" });
   }
 
   /** Show only the settings that the search is about. */

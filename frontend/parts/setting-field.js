@@ -4,7 +4,7 @@
 
 import { fill, h } from "../lib/dom.js";
 import { title } from "../lib/format.js";
-import { corpusOf, same, settingsOf } from "../lib/schema.js";
+import { corpusOf, FROM_DATA, same, settingsOf } from "../lib/schema.js";
 
 /** @typedef {{ element: HTMLElement, put: (value: any) => void }} Control */
 /** @typedef {(value: any) => void} Changed */
@@ -28,6 +28,7 @@ function loose(text, none) {
 /** @param {Setting} setting @param {string} id @param {Changed} changed @returns {Control} */
 function simple(setting, id, changed) {
   const { kind, none } = setting;
+  if (FROM_DATA.has(setting.key)) return { element: h("input", { type: "text", id, disabled: true, value: "from the data" }), put: () => undefined };
   if (kind === "boolean") {
     const box = h("input", { type: "checkbox", id, onchange: () => changed(box.checked) });
     return { element: box, put: (value) => { box.checked = value === true; } };
@@ -67,7 +68,7 @@ export function optionFields(entry, value, id, changed) {
       changed(now);
     });
     control.put(option.key in now ? now[option.key] : option.default);
-    return h("div", { class: "option" }, h("label", { for: `${id}-${option.key}` }, title(option.name)), control.element, h("span", { class: "setting-help" }, option.help, h("span", { class: "was" }, ` (${shown(option.default)})`)));
+    return h("div", { class: "option" }, h("label", { for: `${id}-${option.key}` }, title(option.name)), control.element, h("span", { class: "setting-help" }, option.help, !FROM_DATA.has(option.key) && h("span", { class: "was" }, ` (${shown(option.default)})`)));
   }));
 }
 
@@ -177,6 +178,7 @@ export class SettingRow {
   /** @param {any} value @param {any} base */
   put(value, base) {
     this.control.put(value);
+    if (FROM_DATA.has(this.setting.key)) return;
     const changed = !same(value ?? null, base ?? null);
     this.element.classList.toggle("changed", changed);
     const { kind } = this.setting;

@@ -123,7 +123,7 @@ export class MoeNew extends HTMLElement {
     const placed = this.form.object(ok ? null : error);
     this.start.disabled = !ok;
     this.verdict.className = `verdict-line${ok ? " good" : " bad"}`;
-    this.verdict.textContent = ok ? "Ready to start." : `${placed ? "One setting does not fit: " : ""}${error ?? "This cannot be started."}`;
+    this.verdict.textContent = ok ? "Ready to start." : `${placed ? "One setting does not fit: " : ""}${placed ?? error ?? "This cannot be started."}`;
   }
 
   async go() {
