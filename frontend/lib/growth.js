@@ -44,10 +44,20 @@ export function changeWords(event) {
   return `step ${number(event.step)}: growth ended (${why}), the set of experts is fixed`;
 }
 
-/** The newest change of a layer (or of all layers) up to a step. @param {GrowthState} growth @param {number} layer @param {number | null} step */
-export function lastChange(growth, layer, step) {
+/** So many changes of one step are told in full. */
+const TOLD = 3;
+
+/** The newest changes of a layer up to a step, all of one step, in order. @param {GrowthState} growth @param {number} layer @param {number | null} step */
+export function lastChanges(growth, layer, step) {
   const told = growth.changes.filter((event) => (step === null || event.step <= step) && (event.kind === "growth_ended" || event.payload.layer === layer));
-  return told.findLast((event) => event.kind !== "growth_ended") ?? told[told.length - 1] ?? null;
+  const last = told.findLast((event) => event.kind !== "growth_ended") ?? told[told.length - 1];
+  return last?.kind === "growth_ended" ? [last] : told.filter((event) => event.step === last?.step && event.kind !== "growth_ended");
+}
+
+/** Changes of one layer and step in a sentence. @param {MoeEvent[]} changes */
+export function changesWords(changes) {
+  const words = changes.slice(0, TOLD).map((event, i) => (i ? changeWords(event).replace(/^step [^:]*: /, "") : changeWords(event)));
+  return [...words, ...(changes.length > TOLD ? [`and ${number(changes.length - TOLD)} more`] : [])].join("; ");
 }
 
 /** What came of an order, in a sentence. @param {MoeEvent} event */

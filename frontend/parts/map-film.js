@@ -65,6 +65,7 @@ export class MoeFilm extends MoeFigure {
   async turnTo(what, ms) {
     const turn = ++this.turn;
     this.classList.add("busy");
+    if (!this.figure) this.say(h("p", { class: "muted" }, "Placing points…"));
     try {
       const same = this.what !== null && this.series !== "" && this.figure !== null;
       const before = this.figure;

@@ -6,7 +6,7 @@ import { api } from "../lib/api.js";
 import { confirmed } from "../lib/ask.js";
 import { fill, h, tip } from "../lib/dom.js";
 import { number, percent } from "../lib/format.js";
-import { aliveAt, changeWords, lastChange, slotOf } from "../lib/growth.js";
+import { aliveAt, changesWords, lastChanges, slotOf } from "../lib/growth.js";
 import { state } from "../lib/state.js";
 import { fail, toast } from "../lib/toast.js";
 
@@ -30,9 +30,9 @@ export class MoeRunExperts extends HTMLElement {
   put(now) {
     const { growth, layer, expert, step } = now;
     const alive = aliveAt(growth, layer, step);
-    const change = lastChange(growth, layer, step);
+    const changes = lastChanges(growth, layer, step);
     const focused = this.contains(document.activeElement) ? /** @type {HTMLElement} */ (document.activeElement).dataset.key : undefined;
-    const key = JSON.stringify([layer, expert, step, alive.map((slot) => [slot.expert, now.colour(slot.expert), slot.answers]), change?.id, now.run.status, now.byHand, growth.layers.map((one) => aliveAt(growth, one, step).length)]);
+    const key = JSON.stringify([layer, expert, step, alive.map((slot) => [slot.expert, now.colour(slot.expert), slot.answers]), changes.map((event) => event.id), now.run.status, now.byHand, growth.layers.map((one) => aliveAt(growth, one, step).length)]);
     if (key === this.shown) { this.load(now); return; }
     this.shown = key;
     const slots = growth.slots;
@@ -45,7 +45,7 @@ export class MoeRunExperts extends HTMLElement {
       type: "button", class: "expert-chip", "aria-pressed": String(slot.expert === expert), "data-key": `expert ${slot.expert}`, "data-expert": slot.expert, title: title(slot),
       onclick: () => state.set({ expert: slot.expert === expert ? null : slot.expert }),
     }, h("span", { class: "swatch", style: { "--c": now.colour(slot.expert) ?? "var(--muted)" } }), `E${slot.expert}`)));
-    this.words.textContent = change ? `${step === null ? "Last change" : "Change before"}: ${changeWords(change)}.` : now.byHand ? "No expert has split yet." : "";
+    this.words.textContent = changes.length ? `${step === null ? "Last change" : "Change before"}: ${changesWords(changes)}.` : now.byHand ? "No expert has split yet." : "";
     this.selected(now);
     if (focused) /** @type {HTMLElement | null} */ (this.querySelector(`[data-key="${focused}"]`))?.focus();
   }

@@ -53,6 +53,7 @@ export class MoeRunMap extends HTMLElement {
       return;
     }
     if (key === this.of) return;
+    if (!this.film.isConnected) fill(this, h("header", null, h("h2", null, "Token map over the run")), h("p", { class: "muted map-wait" }, "Placing points…"));
     const turn = ++this.turn;
     const wanted = new Set(run.snapshots);
     const rows = (await api.traces()).filter((row) => wanted.has(row.id)).sort((a, b) => (a.step ?? 0) - (b.step ?? 0));
