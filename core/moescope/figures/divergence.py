@@ -13,6 +13,7 @@ from moescope.figures.base import ABOVE, axis, figure
 from moescope.figures.marks import AGAIN, marked
 from moescope.figures.palette import CATEGORICAL
 from moescope.figures.panels import panels
+from moescope.figures.steps import step_axis
 from moescope.figures.tightness import Points, lines, series_of
 from moescope.figures.wording import escape
 
@@ -28,6 +29,7 @@ def divergence(points: Points, layer: int, *, label: str | None = None, events: 
 
     label: None: every label, a panel each, the first `MOST_PANELS`. Raises `InputError` for one that no snapshot has.
     """
+    log = list(events)
     known = list(dict.fromkeys(str(i.label) for _, found in points for i in found if i.metric == AFTER and i.label))
     if label is not None and points and label not in known:
         raise InputError(f"The probe has no label {label!r}; its labels are {', '.join(known) or 'none'}.")
@@ -52,11 +54,11 @@ def divergence(points: Points, layer: int, *, label: str | None = None, events: 
         note=f"{len(shown)} of {len(known)} labels" if label is None and len(shown) < len(known) else None,
         again=("snapshot", *AGAIN),
         options={"label": known},
-        xaxis=axis("step", rangemode="tozero", anchor=f"y{len(shown)}" if len(shown) > 1 else "y", visible=bool(shown)),
+        xaxis=step_axis(log, anchor=f"y{len(shown)}" if len(shown) > 1 else "y", visible=bool(shown)),
         legend=ABOVE,
         **axes,
     )
-    return marked(whole, list(events), layer)
+    return marked(whole, log, layer)
 
 
 def _caption(layer: int, shown: list[str], points: Points) -> str:

@@ -11,9 +11,10 @@ import plotly.graph_objects as go
 
 from moescope.errors import InputError
 from moescope.events import Event
-from moescope.figures.base import ABOVE, axis, category_axis, expert_names, figure
+from moescope.figures.base import ABOVE, category_axis, expert_names, figure
 from moescope.figures.lives import family_order, lives, of_layer, settled, the_layer
 from moescope.figures.marks import AGAIN, marked
+from moescope.figures.steps import step_axis
 from moescope.figures.wording import escape, number
 
 INK, PAPER = "#111318", "#ffffff"
@@ -75,7 +76,7 @@ def drift(
         else None,
         again=("drift", *AGAIN),
         options={"signal": list(known)},
-        xaxis=axis("step", rangemode="tozero"),
+        xaxis=step_axis(log),
         yaxis=category_axis("expert", names, autorange="reversed"),
         legend=ABOVE,
     )

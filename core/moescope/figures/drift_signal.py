@@ -16,6 +16,7 @@ from moescope.figures.lives import the_layer
 from moescope.figures.marks import AGAIN, marked
 from moescope.figures.palette import CATEGORICAL, NEUTRAL
 from moescope.figures.panels import panels
+from moescope.figures.steps import step_axis
 from moescope.figures.wording import escape, number
 
 FIRED = CATEGORICAL[11]
@@ -59,7 +60,7 @@ def drift_signal(
         else None,
         again=("drift", *AGAIN),
         options={"expert": experts},
-        xaxis=axis("step", rangemode="tozero", anchor=f"y{len(known)}" if len(known) > 1 else "y"),
+        xaxis=step_axis(log, anchor=f"y{len(known)}" if len(known) > 1 else "y"),
         shapes=[shape for place, at in enumerate(known.values()) for shape in _shapes(at, place)],
         **_axes(domains, kept, expert, known),
     )

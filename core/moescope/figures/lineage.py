@@ -12,6 +12,7 @@ from moescope.figures.base import axis, figure
 from moescope.figures.lives import CHANGES, Life, family_order, last_step, lives, settled, the_layer
 from moescope.figures.marks import reason
 from moescope.figures.palette import expert_colours
+from moescope.figures.steps import first_step
 from moescope.figures.wording import escape
 
 LETTER, MOST_LETTERS = 6.4, 30
@@ -33,6 +34,9 @@ def lineage(
     log = list(events)
     layer = the_layer(log, layer)
     found, until = lives(log, layer), last_step(log)
+    first = first_step(log)
+    until = max(until, first)
+    room = max(1, until - first) * 0.01
     order = family_order(found)
     lane = {expert: place for place, expert in enumerate(order)}
     shade = dict(enumerate(expert_colours(max(order, default=-1) + 1)))
@@ -52,7 +56,7 @@ def lineage(
         shown=len(found),
         total=len(found),
         again=("load", *CHANGES),
-        xaxis=axis("step", range=[_start(found, until), until + max(1, until) * 0.01]),
+        xaxis=axis("step", range=[first - room, until + room]),
         yaxis=axis(
             tickmode="array", tickvals=list(range(len(order))), ticktext=[f"E{expert}" for expert in order],
             range=[len(order) - 0.4, -0.6], showgrid=False,
@@ -69,10 +73,6 @@ def _births(log: Sequence[Event], layer: int) -> dict[tuple[int, int], Mapping[s
         for event in settled(log, ("expansion",))
         if event.payload.get("layer") == layer
     }
-
-
-def _start(found: Sequence[Life], until: int) -> float:
-    return min((life.born for life in found), default=0) - max(1, until) * 0.01
 
 
 def _drawn(

@@ -14,6 +14,7 @@ from moescope.figures.lives import Life, alive_at, family_order, lives, moe_laye
 from moescope.figures.loss import current, thinned, thinning_note
 from moescope.figures.marks import AGAIN, marked
 from moescope.figures.palette import DIVERGING, MAX_DISTINCT, expert_colours
+from moescope.figures.steps import step_axis
 
 BESIDE = 12
 """Experts up to which the legend stands beside the river, in its order; more stand below."""
@@ -55,7 +56,7 @@ def load_over_time(events: Iterable[Event], layer: int | None = None, *, max_poi
             if areas and expert in living
         ],
         again=AGAIN if areas else ("load", *AGAIN),
-        xaxis=axis("step", rangemode="tozero"),
+        xaxis=step_axis(events),
         **options,
     )
     return marked(drawn, events, layer)

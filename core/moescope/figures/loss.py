@@ -12,6 +12,7 @@ from moescope.events import Event, loss_unit
 from moescope.figures.base import ABOVE, axis, figure
 from moescope.figures.marks import AGAIN, marked
 from moescope.figures.palette import CATEGORICAL, NEUTRAL
+from moescope.figures.steps import first_step, step_axis
 from moescope.figures.wording import escape, number
 
 SMOOTHING = 0.9
@@ -129,10 +130,10 @@ def _evaluated(held: Sequence[Event], name: str, path: tuple[str, ...], index: i
     )  # fmt: skip
 
 
-def _in_range(value: float) -> go.Scatter:
+def _in_range(step: int, value: float) -> go.Scatter:
     """A point that is not drawn: the axis makes room for it, as it would not for a line across the plot."""
     return go.Scatter(
-        x=[0], y=[value], mode="markers", marker={"opacity": 0}, showlegend=False, hoverinfo="skip",
+        x=[step], y=[value], mode="markers", marker={"opacity": 0}, showlegend=False, hoverinfo="skip",
         meta={"role": "blank"},
     )  # fmt: skip
 
@@ -176,14 +177,14 @@ def loss(events: Iterable[Event], *, max_points: int = 4000) -> go.Figure:
             mean,
             evaluated,
             *(_evaluated(held, name, path, i, unit) for i, (name, path) in enumerate(further)),
-            *([_in_range(floor[0])] if floor else []),
+            *([_in_range(first_step(log), floor[0])] if floor else []),
         ],
         name="loss",
         title="Loss",
         caption=leaky(log)
         + (
-            f"{_MEANING[unit]} Faint: each training step; the running mean keeps {SMOOTHING:g} of itself a step; "
-            "dots: held-out data."
+            f"{_MEANING[unit]} Faint: each training step; the running mean keeps {SMOOTHING:g} of itself a step"
+            + ("; dots: held-out data." if len(eval_step) else ".")
             + (" The axis is logarithmic." if decades else "")
             + (
                 f" Dotted line: the least loss that is possible, {floor[0]:.3f} ± {floor[1]:.3f} {unit}."
@@ -204,7 +205,7 @@ def loss(events: Iterable[Event], *, max_points: int = 4000) -> go.Figure:
             ),
         ],
         shapes=[_line_at(floor[0])] if floor else [],
-        xaxis=axis("step", rangemode="tozero"),
+        xaxis=step_axis(log),
         yaxis=axis(f"loss ({unit})", **({"type": "log", "nticks": 3} if decades else {})),
         legend=ABOVE,
         hovermode="x unified",

@@ -13,6 +13,7 @@ from moescope.events import Event
 from moescope.figures.base import ABOVE
 from moescope.figures.lives import CHANGES, settled
 from moescope.figures.palette import CATEGORICAL, NEUTRAL
+from moescope.figures.steps import first_step
 from moescope.figures.wording import escape
 
 AGAIN: Final = CHANGES
@@ -63,9 +64,11 @@ def marks_of(log: Sequence[Event], layer: int | None) -> list[Mark]:
 
 
 def _arrivals(log: Sequence[Event]) -> Iterator[Mark]:
+    start = first_step(log)
     for event in log:
         if event.kind == "run_started":
-            for told in event.payload.get("data", {}).get("arrivals") or ():
+            arrivals = event.payload.get("data", {}).get("arrivals") or ()
+            for told in (each for each in arrivals if int(each["step"]) >= start):
                 words = f"step {told['step']}: {told['value']} arrives in the training data"
                 yield Mark("data arrive", int(told["step"]), words, event.id)
 

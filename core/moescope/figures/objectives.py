@@ -11,6 +11,7 @@ from moescope.figures.base import ABOVE, axis, figure
 from moescope.figures.loss import current, series, thinned, thinning_note
 from moescope.figures.marks import AGAIN, marked
 from moescope.figures.palette import label_colours
+from moescope.figures.steps import step_axis
 
 
 def _coefficients(log: Sequence[Event]) -> str:
@@ -57,7 +58,7 @@ def objectives(events: Iterable[Event], *, max_points: int = 4000) -> go.Figure:
         total=len(train),
         note=thinning_note(len(chosen), len(train)),
         grow=grow,
-        xaxis=axis("step", rangemode="tozero"),
+        xaxis=step_axis(log),
         yaxis=axis("weighted value"),
         legend=ABOVE,
         showlegend=True,

@@ -12,6 +12,7 @@ from moescope.figures.base import ABOVE, axis, figure
 from moescope.figures.marks import AGAIN, marked
 from moescope.figures.palette import BAND, CATEGORICAL, NEUTRAL
 from moescope.figures.panels import panels
+from moescope.figures.steps import step_axis
 from moescope.metrics.base import Measurement
 
 Points = Sequence[tuple[int, Sequence[Measurement]]]
@@ -22,6 +23,7 @@ MEASURES: Final = {"silhouette": "silhouette", "within_between": "within / betwe
 
 def tightness(points: Points, layer: int, *, events: Iterable[Event] = ()) -> go.Figure:
     """Silhouette and within/between of the router inputs by first expert, with interval and null, over snapshots."""
+    log = list(events)
     domains, made = panels(MEASURES), []
     axes: dict[str, Any] = {}
     for place, ((metric, title), domain) in enumerate(zip(MEASURES.items(), domains, strict=True)):
@@ -42,11 +44,11 @@ def tightness(points: Points, layer: int, *, events: Iterable[Event] = ()) -> go
         shown=len(points),
         total=len(points),
         again=("snapshot", *AGAIN),
-        xaxis=axis("step", rangemode="tozero", anchor=f"y{len(MEASURES)}", visible=bool(points)),
+        xaxis=step_axis(log, anchor=f"y{len(MEASURES)}", visible=bool(points)),
         legend=ABOVE,
         **axes,
     )
-    return marked(whole, list(events), layer)
+    return marked(whole, log, layer)
 
 
 def series_of(points: Points, metric: str, layer: int, label: str | None = None) -> list[tuple[int, Measurement]]:
