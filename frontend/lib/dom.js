@@ -50,6 +50,9 @@ export function svg(tag, attributes = {}) {
   return element;
 }
 
+/** Text whose `parts between backticks` are code. @param {string} text @returns {Child[]} */
+export function coded(text) { return text.split(/`([^`]+)`/).map((part, i) => (i % 2 ? h("code", null, part) : part)); }
+
 let tips = 0;
 
 /** A small (i) with an explanation: shown on hover, focus and tap, read by screen readers. @param {string} text */

@@ -3,7 +3,7 @@
 /** @import { Preset } from "../lib/types.d.ts" */
 
 import { api } from "../lib/api.js";
-import { fill, h } from "../lib/dom.js";
+import { coded, fill, h } from "../lib/dom.js";
 import { duration } from "../lib/format.js";
 import { state } from "../lib/state.js";
 import { fail } from "../lib/toast.js";
@@ -32,7 +32,7 @@ function card(preset) {
     }
   } }, "Start");
   return h("article", { class: "card preset", "data-preset": preset.name },
-    h("h3", null, preset.title), h("p", null, preset.description),
+    h("h3", null, preset.title), h("p", null, coded(preset.description)),
     h("div", { class: "card-foot" }, h("span", { class: "muted" }, preset.seconds ? `about ${duration(preset.seconds)} on two cores` : ""),
       h("span", { class: "button-row" }, h("a", { class: "button", href: `#/new?preset=${encodeURIComponent(preset.name)}` }, "Change settings"), start)));
 }

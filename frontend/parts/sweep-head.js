@@ -3,7 +3,7 @@
 /** @import { SweepCell, SweepDetail } from "../lib/types.d.ts" */
 
 import { api } from "../lib/api.js";
-import { fill, h, tip } from "../lib/dom.js";
+import { coded, fill, h, tip } from "../lib/dom.js";
 import { duration, number, percent, plural } from "../lib/format.js";
 import { jobs } from "../lib/jobs.js";
 import { state } from "../lib/state.js";
@@ -35,7 +35,7 @@ export class SweepHead extends HTMLElement {
     fill(this,
       h("p", { class: "small-text" }, h("a", { href: "#/compare" }, "All sweeps")),
       h("div", { class: "sweep-title" }, h("h1", null, sweep.title || sweep.name), this.chip, this.actions),
-      sweep.description && h("p", { class: "sweep-question" }, sweep.description),
+      sweep.description && h("p", { class: "sweep-question" }, coded(sweep.description)),
       h("div", { class: "toolbar" }, this.words, this.bar,
         h("span", { class: "muted num" }, `${plural(sweep.variants.length, "variant")} × ${plural(sweep.seeds.length, "seed")} (${sweep.seeds.join(", ")}), ${number(sweep.cells[0]?.steps ?? 0)} steps each`,
           reference ? ` · differences are taken against ${labelOf(reference)}` : null)),

@@ -3,7 +3,7 @@
 /** @import { SweepPreset, SweepRow } from "../lib/types.d.ts" */
 
 import { api } from "../lib/api.js";
-import { fill, h, tip } from "../lib/dom.js";
+import { coded, fill, h, tip } from "../lib/dom.js";
 import { duration, plural } from "../lib/format.js";
 import { state } from "../lib/state.js";
 import { fail, toast } from "../lib/toast.js";
@@ -52,12 +52,12 @@ function card(preset, there) {
     }
   } }, "Start");
   return h("article", { class: "card sweep-preset", "data-preset": preset.name },
-    h("h3", null, preset.title), h("p", null, preset.description),
+    h("h3", null, preset.title), h("p", null, coded(preset.description)),
     h("details", null, h("summary", null, `${plural(preset.variants.length, "variant")}, ${plural(preset.claims, "claim")} put to the test`),
-      h("dl", { class: "variant-list" }, preset.variants.map((variant) => h("div", null, h("dt", null, variant.label), h("dd", { class: "muted" }, variant.description))))),
+      h("dl", { class: "variant-list" }, preset.variants.map((variant) => h("div", null, h("dt", null, variant.label), h("dd", { class: "muted" }, coded(variant.description)))))),
     h("details", null, h("summary", null, "Change settings"),
       h("p", { class: "muted small-text" }, "One key=value a line, for every run of the sweep.", tip("The names are those of a run's configuration, such as optim.steps or data.tokens. What is wrong is refused with a sentence before anything starts.")), changes),
-    h("div", { class: "sweep-start" }, h("label", { class: "field" }, h("span", { class: "field-name" }, "Seeds"), seeds), cost),
+    h("div", { class: "sweep-start" }, h("label", { class: "field grow" }, h("span", { class: "field-name" }, "Seeds"), seeds), cost),
     h("div", { class: "card-foot" }, there && h("a", { class: "button primary", href: `#/sweep/${encodeURIComponent(there.id)}` }, `Open (${there.status})`), start));
 }
 

@@ -3,7 +3,7 @@
 /** @import { SweepRow } from "../lib/types.d.ts" */
 
 import { api } from "../lib/api.js";
-import { fill, h } from "../lib/dom.js";
+import { coded, fill, h } from "../lib/dom.js";
 import { plural, when } from "../lib/format.js";
 import { stream } from "../lib/stream.js";
 import { VERDICTS, counts, isLive, progressWords } from "../lib/sweeps.js";
@@ -65,7 +65,7 @@ function card(sweep, changed) {
   const live = isLive(sweep);
   return h("article", { class: `card sweep${sweep.status === "damaged" ? " broken" : ""}`, "data-id": sweep.id },
     h("h3", null, sweep.title || sweep.name, h("span", { class: `chip ${sweep.status}` }, sweep.status)),
-    sweep.description && h("p", { class: "sweep-words" }, sweep.description),
+    sweep.description && h("p", { class: "sweep-words" }, coded(sweep.description)),
     sweep.cells.length > 0 && h("p", { class: "muted num" }, `${progressWords(sweep)} · ${plural(sweep.variants.length, "variant")} × ${plural(sweep.seeds.length, "seed")} · ${when(sweep.created)}`),
     live && h("progress", { max: Math.max(1, steps), value: done, "aria-label": "Steps done, of all runs" }),
     verdicts(sweep),

@@ -3,7 +3,7 @@
 /** @import { Preset } from "../lib/types.d.ts" */
 
 import { api } from "../lib/api.js";
-import { debounce, fill, h } from "../lib/dom.js";
+import { coded, debounce, fill, h } from "../lib/dom.js";
 import { duration, number, plural } from "../lib/format.js";
 import { state } from "../lib/state.js";
 import { fail } from "../lib/toast.js";
@@ -100,7 +100,7 @@ export class MoeNew extends HTMLElement {
     fill(this.cards, presets.map((preset) => {
       const radio = h("input", { type: "radio", name: "preset", value: preset.name, checked: preset.name === chosen?.name, onchange: () => state.go("new", null, { preset: preset.name }) });
       return h("label", { class: `preset-card${preset.name === chosen?.name ? " chosen" : ""}`, "data-preset": preset.name },
-        radio, h("span", { class: "preset-title" }, preset.title), h("span", { class: "preset-about" }, preset.description),
+        radio, h("span", { class: "preset-title" }, preset.title), h("span", { class: "preset-about" }, coded(preset.description)),
         h("span", { class: "preset-facts muted" }, preset.seconds ? `about ${duration(preset.seconds)} on two cores` : "", "expansion" in preset.config && h("span", { class: "chip grows" }, "experts grow")));
     }));
     const at = /** @type {HTMLInputElement | null} */ (this.cards.querySelector("input:checked"));
