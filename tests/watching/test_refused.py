@@ -158,6 +158,13 @@ def test_what_a_run_cannot_be_called_is_refused_before_anything_is_written(name:
         moescope.watch(build("mixtral"), run=name, home=home)
 
 
+def test_a_run_has_a_name_of_at_most_200_characters(home: Path) -> None:
+    moescope.watch(build("mixtral"), run="é" * 200, home=home)
+    with pytest.raises(InputError, match="a run's name has at most 200 characters, not 201") as raised:
+        moescope.watch(build("mixtral"), run="é" * 201, home=home)
+    assert len(str(raised.value)) < 200
+
+
 def test_the_error_that_ended_a_loop_is_raised_on_whatever_its_text_holds(home: Path, read: Callable[[], Read]) -> None:
     with pytest.raises(RuntimeError), moescope.watch(build("mixtral"), run="m", home=home):
         raise RuntimeError("no file \ud800")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,10 @@ def watch(
     return Watcher(model, run, config, home=home, probe=probe, tokenizer=tokenizer)
 
 
+_LONGEST_NAME: Final = 200
+"""Characters of a run's name, as over HTTP."""
+
+
 class Watcher:
     """One run that is watched, from entering its context to leaving it. Made by `watch`.
 
@@ -76,6 +80,10 @@ class Watcher:
     ) -> None:
         if not isinstance(run, str) or _writable(run) != run:
             raise InputError(f"run = {ascii(run)[:200]}: what the run is called is a text.")
+        if len(run) > _LONGEST_NAME:
+            raise InputError(
+                f"run = {ascii(run)[:80]}…: a run's name has at most {_LONGEST_NAME} characters, not {len(run)}."
+            )
         self.config, self._name, self._home = config, run, home
         self._subject: Subject = subject_of(model, run, fast_tokenizer(tokenizer))
         opened = self._subject.opened
