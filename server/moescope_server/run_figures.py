@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,8 +80,9 @@ def run_figure(all: Services, run: str, name: str, given: Mapping[str, Any], met
         series = snapshots(all, run, log)
         if name == "token_map":
             return _token_map(all, series, given, method)
-        draw = _token_flow if name == "token_flow" else _measured
-        return draw(all, name, log, series, given)
+        if name == "token_flow":
+            return _token_flow(all, name, log, series, given)
+        return _measured(all, name, log, series, given, _end(all.store.run(run)))
     raise NotFoundError(f"A run has no figure {name!r}; it has {', '.join((*RUN_FIGURES, 'token_map'))}.")
 
 
@@ -97,7 +99,8 @@ def _of_events(all: Services, run: str, name: str, given: Mapping[str, Any]) -> 
     function = figure_function(name)
     options = accepted(function, given)
     events = all.store.events_after(0, run, list(EVENT_FIGURES[name]))
-    key = ("run", run, events[-1].id if events else 0, name, tuple(options.items()))
+    until = _end(all.store.run(run))
+    key = ("run", run, events[-1].id if events else 0, name, tuple(options.items()), until)
 
     def draw() -> Any:
         extra: dict[str, Any] = {}
@@ -105,6 +108,8 @@ def _of_events(all: Services, run: str, name: str, given: Mapping[str, Any]) -> 
             from moescope.figures.lives import the_layer
 
             extra["answers"] = answers(all, run, events, the_layer(events, options.get("layer")))
+        elif name == "drift":
+            extra["until"] = until
         return function(events, **options, **extra)
 
     return JSON(all.analysis.figure(key, draw))
@@ -146,22 +151,31 @@ def _token_flow(
 
 
 def _measured(
-    all: Services, name: str, log: Sequence[Event], series: Sequence[Snapshot], given: Mapping[str, Any]
+    all: Services, name: str, log: Sequence[Event], series: Sequence[Snapshot], given: Mapping[str, Any], until: int
 ) -> Response:
     """Tightness or divergence: every snapshot is measured once, then kept."""
     opened = [all.traces.open(item.row) for item in series]
     layer = opened[-1].layer(given.get("layer")) if opened else given.get("layer") or 0
     options = accepted(figure_function(name), _other(given, "layer"))
-    key = ("run", name, tuple(item.stamp for item in opened), layer, tuple(options.items()), log[-1].id if log else 0)
+    stamps, last = tuple(item.stamp for item in opened), log[-1].id if log else 0
+    key = ("run", name, stamps, layer, tuple(options.items()), last, until)
 
     def draw() -> Any:
         points = [
             (item.step, all.analysis.point(trace, layer, MEASURES[name]))
             for item, trace in zip(series, opened, strict=True)
         ]
-        return figure_function(name)(points, layer, events=log, **options)
+        return figure_function(name)(points, layer, events=log, until=until, **options)
 
     return JSON(all.analysis.figure(key, draw))
+
+
+def _end(run: RunRow) -> int:
+    """Last step that the page of a run shows: while it goes on that grows by halves."""
+    if run.orphan or run.status in ("finished", "stopped", "failed"):
+        return max(1, run.step)
+    shown = (math.ceil(run.steps * share) for share in (1 / 8, 1 / 4, 1 / 2, 1))
+    return next((step for step in shown if step >= run.step), max(1, run.steps))
 
 
 def _token_map(all: Services, series: Sequence[Snapshot], given: Mapping[str, Any], method: Method) -> Response:

@@ -222,7 +222,7 @@ def test_thinning_of_thousands_of_evaluations_loses_no_firing() -> None:
     drawn = {
         (step, name, data["name"].endswith("duplicated"))
         for data in figure["data"][1:]
-        if data["meta"]["role"] == "blank"
+        if data["meta"]["role"] == "blank" and data["type"] == "scatter"
         for step, name in zip(data["x"], data["y"], strict=True)
     }
     assert drawn == fired and len(fired) > 24
@@ -231,6 +231,23 @@ def test_thinning_of_thousands_of_evaluations_loses_no_firing() -> None:
     signal = browser(drift_signal(log, expert=0, max_points=20))
     points = next(data for data in signal["data"] if data["name"] == "fired")
     assert set(points["x"]) == {step for step, name, _ in fired if name == "E0"}
+
+
+@pytest.mark.parametrize("until", [None, 6000])
+def test_cells_that_fired_are_wide_enough_to_be_seen(until: int | None) -> None:
+    """However long the run: every evaluation past its threshold is orange over 1.5 % of the axis, and no other is."""
+    figure = browser(drift(busy_events(), max_points=10_000, until=until))
+    heat, wide = figure["data"][0], figure["data"][1]
+    half = 0.015 * (until or 3000) / 2
+    edge, z = np.asarray(wide["x"]), np.asarray(wide["z"])
+    assert list(wide["y"]) == list(heat["y"]) and wide["hoverinfo"] == "skip"
+    for name, near, row in zip(heat["y"], np.asarray(heat["z"]), z, strict=True):
+        fired = [step for step, value in zip(heat["x"], near, strict=True) if value >= 0]
+        for low, high, value in zip(edge, edge[1:], row, strict=False):
+            covered = any(step - half <= low and high <= step + half for step in fired)
+            assert (value >= 0) == covered, (name, low)
+        assert all(edge.min() <= step - half and step + half <= edge.max() for step in fired)
+    assert figure["layout"]["xaxis"]["autorangeoptions"]["include"] == [0, until or 3000]
 
 
 def test_drift_signal_draws_the_signals_and_their_thresholds() -> None:

@@ -41,7 +41,9 @@ def test_steps_of_a_fork_begin_where_it_does(make: Any) -> None:
 @pytest.mark.parametrize("make", [tightness, divergence])
 def test_steps_of_what_is_measured_at_snapshots_begin_there_too(make: Any) -> None:
     axis = browser(make([], 1, events=forked()))["layout"]["xaxis"]
-    assert axis["autorangeoptions"]["minallowed"] == FORK
+    assert axis["autorangeoptions"] == {"minallowed": FORK, "include": [FORK, STEPS]}
+    axis = browser(make([], 1, events=forked(), until=700))["layout"]["xaxis"]
+    assert axis["autorangeoptions"]["include"] == [FORK, 700]
 
 
 def test_the_founders_of_a_fork_are_there_from_its_step() -> None:

@@ -136,6 +136,17 @@ def test_points_are_the_measurements_of_the_snapshots_and_are_kept_on_disk(
     assert found[0].value == pytest.approx(direct.value) and found[0].interval == pytest.approx(direct.interval)
 
 
+@pytest.mark.parametrize("name", ["drift", "tightness", "divergence"])
+def test_figures_that_end_early_reach_as_far_as_the_tracks(
+    client: TestClient, store: Store, run: str, name: str
+) -> None:
+    assert get(client, run, f"{name}?layer=1")["layout"]["xaxis"]["autorangeoptions"]["include"] == [0, STEPS]
+    more = store.add_run("At work", "made-up", {"steps": 800}, steps=800).id
+    for step, end in ((0, 100), (130, 200), (500, 800)):
+        store.append(Event(run=more, step=step, kind="train" if step else "run_started", payload={"loss": 1.0}))
+        assert get(client, more, name)["layout"]["xaxis"]["autorangeoptions"]["include"] == [0, end]
+
+
 def map_points(figure: dict[str, Any]) -> dict[int, tuple[float, float]]:
     return {
         int(token): (float(x), float(y))

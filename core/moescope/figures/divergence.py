@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from moescope.errors import InputError
 from moescope.events import Event
 from moescope.figures.base import ABOVE, axis, figure
+from moescope.figures.lives import last_step
 from moescope.figures.marks import AGAIN, marked
 from moescope.figures.palette import CATEGORICAL
 from moescope.figures.panels import panels
@@ -24,10 +25,13 @@ CURVES = ((BEFORE, "before selection", CATEGORICAL[15], "dash"), (AFTER, "after 
 MOST_PANELS = 4
 
 
-def divergence(points: Points, layer: int, *, label: str | None = None, events: Iterable[Event] = ()) -> go.Figure:
+def divergence(
+    points: Points, layer: int, *, label: str | None = None, events: Iterable[Event] = (), until: int | None = None
+) -> go.Figure:
     """Mean pairwise Jensen-Shannon divergence of routing between a label's values, before and after selection.
 
-    label: None: every label, a panel each, the first `MOST_PANELS`. Raises `InputError` for one that no snapshot has.
+    label: None: every label, a panel each, the first `MOST_PANELS`. until: step that the axis reaches at least; None:
+    the last one of the events. Raises `InputError` for one that no snapshot has.
     """
     log = list(events)
     known = list(dict.fromkeys(str(i.label) for _, found in points for i in found if i.metric == AFTER and i.label))
@@ -54,7 +58,12 @@ def divergence(points: Points, layer: int, *, label: str | None = None, events: 
         note=f"{len(shown)} of {len(known)} labels" if label is None and len(shown) < len(known) else None,
         again=("snapshot", *AGAIN),
         options={"label": known},
-        xaxis=step_axis(log, anchor=f"y{len(shown)}" if len(shown) > 1 else "y", visible=bool(shown)),
+        xaxis=step_axis(
+            log,
+            last_step(log) if until is None else until,
+            anchor=f"y{len(shown)}" if len(shown) > 1 else "y",
+            visible=bool(shown),
+        ),
         legend=ABOVE,
         **axes,
     )

@@ -12,9 +12,9 @@ import plotly.graph_objects as go
 from moescope.errors import InputError
 from moescope.events import Event
 from moescope.figures.base import ABOVE, category_axis, expert_names, figure
-from moescope.figures.lives import family_order, lives, of_layer, settled, the_layer
+from moescope.figures.lives import family_order, last_step, lives, of_layer, settled, the_layer
 from moescope.figures.marks import AGAIN, marked
-from moescope.figures.steps import step_axis
+from moescope.figures.steps import first_step, step_axis
 from moescope.figures.wording import escape, number
 
 INK, PAPER = "#111318", "#ffffff"
@@ -22,6 +22,9 @@ INK, PAPER = "#111318", "#ffffff"
 
 LIMIT: Final = 1.0
 """Powers of ten from the threshold at which the colour ends."""
+
+LEAST_WIDTH: Final = 0.015
+"""Share of the axis that a cell past its threshold takes at least."""
 
 NEARING: Final = (
     (0.0, "rgba(133,139,148,0.10)"), (0.25, "rgba(86,134,196,0.30)"), (0.5, "rgba(46,112,214,0.85)"),
@@ -31,13 +34,19 @@ NEARING: Final = (
 
 
 def drift(
-    events: Iterable[Event], layer: int | None = None, *, signal: str | None = None, max_points: int = 300
+    events: Iterable[Event],
+    layer: int | None = None,
+    *,
+    signal: str | None = None,
+    max_points: int = 300,
+    until: int | None = None,
 ) -> go.Figure:
     """Every evaluation of the growth detector in one layer: experts x steps, coloured by the distance to firing.
 
     signal:     one that has a threshold; None: all of them, each expert by the one that is furthest from firing.
     max_points: more evaluations than this are drawn in bins, each by its nearest to firing; marks of what fired are
                 never left out.
+    until:      step that the axis reaches at least; None: the last one of the events.
 
     Raises `InputError` for a layer that the run does not have, or a signal without a threshold.
     """
@@ -58,13 +67,15 @@ def drift(
         [_cell(asked, expert, place) for place in row] for expert, row in zip(order, place_EB.tolist(), strict=True)
     ]
     names = expert_names(order)
+    end = last_step(log) if until is None else until
+    width = LEAST_WIDTH * max(1, end - first_step(log))
     heat = go.Heatmap(
         x=shown, y=names, z=np.clip(near_EB, -LIMIT, LIMIT), customdata=words_EB, zmin=-LIMIT, zmax=LIMIT,
         colorscale=NEARING, colorbar=_colorbar(), hoverongaps=False, meta={"role": "step_cells", "y": "expert"},
         hovertemplate="<b>%{y}</b>, %{customdata}<extra></extra>",
     )  # fmt: skip
     drawn = figure(
-        [heat, *_fired(asked)],
+        [heat, *_widened(shown, near_EB, names, width), *_fired(asked)],
         name="drift",
         layer=layer,
         title=f"Drift, layer {layer}",
@@ -76,11 +87,33 @@ def drift(
         else None,
         again=("drift", *AGAIN),
         options={"signal": list(known)},
-        xaxis=step_axis(log),
+        xaxis=step_axis(log, end),
         yaxis=category_axis("expert", names, autorange="reversed"),
         legend=ABOVE,
     )
     return marked(drawn, log, layer)
+
+
+def _widened(step_B: np.ndarray, near_EB: np.ndarray, names: Sequence[str], width: float) -> list[go.Heatmap]:
+    """Cells past the threshold once more, `width` steps wide: two evaluations may lie closer than the eye parts."""
+    hot_EB = np.nan_to_num(near_EB, nan=-1.0) >= 0
+    step_F = step_B[hot_EB.any(axis=0)]
+    if not step_F.size:
+        return []
+    edge = np.unique(np.concatenate([step_F - width / 2, step_F + width / 2]))
+    inside_BC = np.abs(step_B[:, None] - (edge[:-1] + edge[1:]) / 2) < width / 2
+    best_EC = np.stack(
+        [
+            np.where(hot_B[:, None] & inside_BC, near_B[:, None], -np.inf).max(axis=0)
+            for hot_B, near_B in zip(hot_EB, near_EB, strict=True)
+        ]
+    )
+    return [
+        go.Heatmap(
+            x=edge, y=names, z=np.where(best_EC >= 0, np.minimum(best_EC, LIMIT), np.nan), zmin=-LIMIT, zmax=LIMIT,
+            colorscale=NEARING, showscale=False, hoverinfo="skip", hoverongaps=False, meta={"role": "blank"},
+        )
+    ]  # fmt: skip
 
 
 def evaluations(log: Sequence[Event], layer: int) -> list[tuple[int, dict[str, Any]]]:
@@ -186,7 +219,7 @@ def _fired(asked: Sequence[tuple[int, Mapping[str, Any]]]) -> list[go.Scatter]:
     made = []
     for chosen, points in groups.items():
         if points:
-            symbol, size = ("triangle-up", 11) if chosen else ("diamond", 7)
+            symbol, size = ("triangle-up", 8) if chosen else ("diamond", 5)
             made.append(
                 go.Scatter(
                     x=[step for step, _, _ in points], y=expert_names(expert for _, expert, _ in points),

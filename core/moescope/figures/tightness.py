@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from moescope.events import Event
 from moescope.figures.base import ABOVE, axis, figure
+from moescope.figures.lives import last_step
 from moescope.figures.marks import AGAIN, marked
 from moescope.figures.palette import BAND, CATEGORICAL, NEUTRAL
 from moescope.figures.panels import panels
@@ -21,8 +22,11 @@ Points = Sequence[tuple[int, Sequence[Measurement]]]
 MEASURES: Final = {"silhouette": "silhouette", "within_between": "within / between"}
 
 
-def tightness(points: Points, layer: int, *, events: Iterable[Event] = ()) -> go.Figure:
-    """Silhouette and within/between of the router inputs by first expert, with interval and null, over snapshots."""
+def tightness(points: Points, layer: int, *, events: Iterable[Event] = (), until: int | None = None) -> go.Figure:
+    """Silhouette and within/between of the router inputs by first expert, with interval and null, over snapshots.
+
+    until: step that the axis reaches at least; None: the last one of the events.
+    """
     log = list(events)
     domains, made = panels(MEASURES), []
     axes: dict[str, Any] = {}
@@ -44,7 +48,9 @@ def tightness(points: Points, layer: int, *, events: Iterable[Event] = ()) -> go
         shown=len(points),
         total=len(points),
         again=("snapshot", *AGAIN),
-        xaxis=step_axis(log, anchor=f"y{len(MEASURES)}", visible=bool(points)),
+        xaxis=step_axis(
+            log, last_step(log) if until is None else until, anchor=f"y{len(MEASURES)}", visible=bool(points)
+        ),
         legend=ABOVE,
         **axes,
     )
