@@ -82,9 +82,16 @@ def train(
     run(preset, set or [], resume=resume, fork=fork, name=name, home=home, json=json)
 
 
+def _sweeps() -> str:
+    """Names of the bundled sweeps, by their files: `moescope.sweep` would import numpy."""
+    return ", ".join(
+        sorted(path.stem for path in (Path(moescope.__file__).parent / "sweep" / "presets").glob("*.toml"))
+    )
+
+
 @app.command()
 def sweep(
-    sweep: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A bundled sweep or a TOML file.")],
+    sweep: Annotated[str, typer.Argument(metavar="NAME|FILE", help=f"A bundled sweep ({_sweeps()}) or a TOML file.")],
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where to keep it.", show_default="sweeps/NAME in the home")
     ] = None,

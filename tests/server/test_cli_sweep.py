@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from moescope.sweep import State, state
+from moescope.sweep.file import sweep_names
 from moescope_server import cli
 
 Call = Callable[..., tuple[int, str, str]]
@@ -110,6 +111,21 @@ def test_bad_input_is_one_line(call: Call, file: Path, home: Path, arguments: li
     code, out, err = call(*[named.get(item, item) for item in arguments], "--home", home)
     assert (code, out) == (2, "") and words in err and err.count("\n") == 1
     assert [path.name for path in home.rglob("*")] == ["mine.txt"]
+
+
+def test_the_help_names_the_bundled_sweeps_and_imports_nothing_heavy() -> None:
+    code = """
+import sys
+from moescope_server import cli
+sys.argv = ["moescope", "sweep", "--help"]
+try:
+    cli.main()
+except SystemExit:
+    print(sorted({"torch", "numpy", "transformers"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(name in " ".join(done.stdout.split()).replace("- ", "-") for name in sweep_names())
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def until(folder: Path, process: subprocess.Popen[str], reached: Callable[[State], bool]) -> None:
