@@ -13,6 +13,9 @@ export function canGrow(run, growth) {
   return Boolean(expansion) || Number(model?.max_experts ?? 0) > Number(model?.num_experts ?? 0) || growth.changes.length > 0;
 }
 
+/** Whether a run that has no evaluation yet will have one: those that are trained elsewhere tell of theirs if they have any. @param {RunRow} run */
+export function willEvaluate(run) { return run.preset !== "watch" && !run.orphan && ["queued", "running", "paused"].includes(run.status); }
+
 /** Whether a detector watches the run. @param {RunRow} run */
 export function isWatched(run) {
   const { expansion } = /** @type {Record<string, any>} */ (run.config);

@@ -5,6 +5,7 @@
 import { api } from "../lib/api.js";
 import { fill, h, tip } from "../lib/dom.js";
 import { compact, duration, number } from "../lib/format.js";
+import { willEvaluate } from "../lib/growth.js";
 import { jobs } from "../lib/jobs.js";
 import { state } from "../lib/state.js";
 import { fail } from "../lib/toast.js";
@@ -135,7 +136,7 @@ export class RunHead extends HTMLElement {
     /** @type {[string, string, string][]} */
     const rows = [
       ["Loss", number(loss, 4), "Cross-entropy of the last step, in nats, without auxiliary losses."],
-      ["Held-out loss", held === undefined ? "–" : `${number(held, 4)} (step ${evaluated})`, "Cross-entropy on data that is not trained on, in nats, and the step it was last measured at."],
+      ...(held === undefined && !(this.run && willEvaluate(this.run)) ? [] : /** @type {[string, string, string][]} */ ([["Held-out loss", held === undefined ? "–" : `${number(held, 4)} (step ${evaluated})`, "Cross-entropy on data that is not trained on, in nats, and the step it was last measured at."]])),
       ...(accuracy === undefined || accuracy === null ? [] : /** @type {[string, string, string][]} */ ([["Held-out accuracy", `${number(accuracy, 3)} (step ${evaluated})`, "Share of held-out images that are classified right."]])),
       ["MaxVio, worst layer", maxvio === undefined ? "–" : `${number(maxvio, 3)} (layer ${maxvioLayer})`, "How far the busiest expert lies above an even share, in the layer where it is worst. 0 is perfectly even."],
       ["Learning rate", number(lr, 2), "After warm-up and cosine."], ["Tokens seen", compact(tokens), "Tokens trained on since the start."],

@@ -2,7 +2,7 @@
 
 /** @import { MoeEvent, RunRow } from "../lib/types.d.ts" */
 
-import { fill, h } from "../lib/dom.js";
+import { fill, h, tip } from "../lib/dom.js";
 import { MoeLive } from "./live-figure.js";
 import { MoeTransport } from "./transport.js";
 
@@ -10,7 +10,7 @@ import { MoeTransport } from "./transport.js";
 
 /** @type {Record<string, string>} */
 const HELP = {
-  loss: "Lower is better. A model that guesses evenly over a vocabulary of V has ln V nats. The held-out curve tells whether it learns or memorises.",
+  loss: "Lower is better. A model that guesses evenly over a vocabulary of V has ln V nats.",
   load_over_time: "How the layer's work is shared among its experts: each band is an expert, as wide as its share. A new band is a new expert; where it opens, it takes work from its parent.",
   drift: "How near each expert is to its detector's threshold. Where a mark stands, the detector fired. Click a cell to see the expert's signals as curves.",
   drift_signal: "The signals of the selected expert against their thresholds, one panel each.",
@@ -45,6 +45,12 @@ export class MoeRunTracks extends HTMLElement {
     const figure = new MoeLive();
     figure.track = true;
     figure.explain = HELP[name];
+    if (name === "loss") figure.addEventListener("drawn", () => {
+      const evaluated = figure.figure?.data.some((trace) => trace.name === "held out" && trace.x?.length);
+      if (!evaluated || figure.explain !== HELP.loss) return;
+      figure.explain = `${HELP.loss} The held-out curve tells whether it learns or memorises.`;
+      fill(figure.help, tip(figure.explain));
+    });
     this.tracks.set(name, figure);
     figure.addEventListener("drawn", () => {
       const { categoryarray, tickvals } = figure.figure?.layout.yaxis ?? {};

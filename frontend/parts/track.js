@@ -68,7 +68,7 @@ function bandNames(data, height) {
 
 /** The legend of a figure's curves (and marks), as small signs with words. @param {FigureJson} figure @param {boolean} marks */
 export function keys(figure, marks) {
-  const told = figure.data.filter((trace) => trace.name && trace.showlegend !== false && (marks || trace.meta?.role !== "marks"));
+  const told = figure.data.filter((trace) => trace.name && (trace.name !== "held out" || trace.x?.length) && trace.showlegend !== false && (marks || trace.meta?.role !== "marks"));
   return h("span", { class: "track-keys" }, told.map((trace) => h("span", { class: "track-key" }, sign(trace), trace.name)));
 }
 
