@@ -17,7 +17,7 @@ from moescope.events import Event
 from moescope.figures import drift, drift_signal, lineage, load_over_time, loss, objectives
 from moescope.figures.drift import distance
 from moescope.figures.lives import alive_at, family_order, lives, settled
-from moescope.figures.marks import STYLES, marks_of
+from moescope.figures.marks import STYLES, marks_of, reason
 from moescope.figures.palette import CATEGORICAL
 
 LOG = growth_events()
@@ -93,9 +93,28 @@ def test_figures_without_a_layer_mark_all_and_name_them() -> None:
     both = set(marks(load_over_time(LOG, 1))["split"]) | set(marks(load_over_time(LOG, 3))["split"])
     assert set(marks(loss(LOG))["split"]) == both == set(marks(objectives(LOG))["split"])
     words = {mark.step: mark.words for mark in marks_of(LOG, None) if mark.style == "split"}
-    assert words[140] == "layer 1, step 140: E4 split from E0 (p = 0.004, cosine = 0.01)"
-    assert words[270] == "layer 3, step 270: E4 split from E1 (coverage)"
+    assert words[140] == "layer 1, step 140: E4 split from E0 (its gradient drifted: p = 0.004, cosine = 0.01)"
+    assert words[270] == "layer 3, step 270: E4 split from E1 (tokens were reached by no expert)"
     assert not marks(loss(run_events()))
+    ends = {mark.step: mark.words for mark in marks_of(LOG, 3) if mark.style in ("by hand", "pruned", "growth ends")}
+    assert ends[520] == "step 520: E3 was retired by hand"
+    said = [mark.words for mark in marks_of(LOG, 3) if mark.step == 420]
+    assert "step 420: E2 was pruned: no token reached it" in said and "its phase is over" in "".join(said)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_lineage_says_why_in_words(layer: int) -> None:
+    hovers = [
+        str(data[key]) for data in browser(lineage(LOG, layer))["data"] for key in ("text", "customdata") if key in data
+    ]
+    said = " ".join(hovers)
+    assert "(its gradient drifted: p = 0.004" in said
+    want = ("(split by hand)", "pruned at the end of growth") if layer == 1 else ("was retired by hand", "no expert)")
+    assert all(words in said for words in want)
+    for raw in ("(drift)", "(coverage)", "(by hand)", ": end of growth", ": never reached", ": by hand"):
+        assert raw not in said
+    told = {"why": "drift", "detector": "conflict", "signals": {}}
+    assert reason(told) == "its tokens pulled it two ways"
 
 
 def test_marks_stand_above_the_panels_and_leave_what_grows_in_place() -> None:
@@ -275,7 +294,6 @@ def test_a_detector_without_thresholds_is_drawn_by_its_marks() -> None:
     figure = browser(drift(log))
     assert figure["data"][1]["name"] == "fired, duplicated" and np.isnan(np.asarray(figure["data"][0]["z"])).all()
     assert "no threshold" in browser(drift_signal(log))["layout"]["meta"]["caption"]
-    assert "not yet looked" in browser(drift([]))["layout"]["meta"]["caption"]
 
 
 def test_a_river_that_a_page_extends_is_the_river_of_the_whole_log() -> None:

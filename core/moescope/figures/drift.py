@@ -23,6 +23,12 @@ INK, PAPER = "#111318", "#ffffff"
 LIMIT: Final = 1.0
 """Powers of ten from the threshold at which the colour ends."""
 
+FEW: Final = 8
+"""Experts up to which a mark has room in its cell; of more, marks are smaller."""
+
+LOOKS: Final = {"conflict": "It looks once the training loss has flattened."}
+"""When a detector looks, where that is not from the start."""
+
 LEAST_WIDTH: Final = 0.015
 """Share of the axis that a cell past its threshold takes at least."""
 
@@ -75,11 +81,11 @@ def drift(
         hovertemplate="<b>%{y}</b>, %{customdata}<extra></extra>",
     )  # fmt: skip
     drawn = figure(
-        [heat, *_widened(shown, near_EB, names, width), *_fired(asked)],
+        [heat, *_widened(shown, near_EB, names, width), *_fired(asked, len(order))],
         name="drift",
         layer=layer,
         title=f"Drift, layer {layer}",
-        caption=_caption(layer, asked, known, signal),
+        caption=_caption(layer, asked, known, signal, detector_of(log)) if asked else unseen(log, layer),
         shown=len(shown),
         total=len(asked),
         note=f"{number(len(asked))} evaluations in {number(len(shown))} columns, each by its nearest to firing"
@@ -114,6 +120,26 @@ def _widened(step_B: np.ndarray, near_EB: np.ndarray, names: Sequence[str], widt
             colorscale=NEARING, showscale=False, hoverinfo="skip", hoverongaps=False, meta={"role": "blank"},
         )
     ]  # fmt: skip
+
+
+def detector_of(log: Sequence[Event]) -> str | None:
+    """What watches the run: "" if nothing does, None if the run has not said."""
+    for event in log:
+        if event.kind == "drift":
+            return str(event.payload.get("detector") or "")
+        if event.kind == "run_started" and "config" in event.payload:
+            return str((event.payload["config"].get("expansion") or {}).get("detector") or "")
+    return None
+
+
+def unseen(log: Sequence[Event], layer: int) -> str:
+    """What stands where the detector has not looked at a layer."""
+    detector = detector_of(log)
+    if detector in ("", "never"):
+        return "No detector watches this run: its experts change by hand only."
+    if detector is None:
+        return "Nothing yet: each expert's distance to a split appears with the detector's first look."
+    return f"Nothing yet: the detector has not looked at layer {layer}. {LOOKS.get(detector, '')}".rstrip()
 
 
 def evaluations(log: Sequence[Event], layer: int) -> list[tuple[int, dict[str, Any]]]:
@@ -209,7 +235,7 @@ def _binned(step_S: np.ndarray, near_ES: np.ndarray, most: int) -> tuple[np.ndar
     return middle, near_EB, place_EB
 
 
-def _fired(asked: Sequence[tuple[int, Mapping[str, Any]]]) -> list[go.Scatter]:
+def _fired(asked: Sequence[tuple[int, Mapping[str, Any]]], lanes: int) -> list[go.Scatter]:
     """Marks of every evaluation at which an expert fired: hollow where that was all, full where it was duplicated."""
     groups: dict[bool, list[tuple[int, int, str]]] = {False: [], True: []}
     for step, told in asked:
@@ -219,7 +245,9 @@ def _fired(asked: Sequence[tuple[int, Mapping[str, Any]]]) -> list[go.Scatter]:
     made = []
     for chosen, points in groups.items():
         if points:
-            symbol, size = ("triangle-up", 8) if chosen else ("diamond", 5)
+            symbol, size = (
+                ("triangle-up", 8 if lanes <= FEW else 5) if chosen else ("diamond", 5 if lanes <= FEW else 4)
+            )
             made.append(
                 go.Scatter(
                     x=[step for step, _, _ in points], y=expert_names(expert for _, expert, _ in points),
@@ -245,13 +273,16 @@ def _caption(
     asked: Sequence[tuple[int, Mapping[str, Any]]],
     known: Mapping[str, Mapping[str, Any]],
     signal: str | None,
+    detector: str | None,
 ) -> str:
-    if not asked:
-        return f"The growth detector has not yet looked at layer {layer}, or the run has none."
     tests = [f"{name} {at['fires']} {at['at']:.3g}" for name, at in known.items() if signal in (None, name)]
     what = "the signal that is furthest from firing" if signal is None and len(tests) > 1 else "the signal"
+    undefined = all(
+        value_of(told, expert, name) is None for _, told in asked for expert in told["experts"] for name in known
+    )
+    waits = LOOKS.get(detector or "", "") if undefined else ""
     return (
         f"Each evaluation of the detector in layer {layer}: {what}, in ratio to its threshold. Fires: "
         f"{' and '.join(tests) or 'by chance, without a threshold'}. Blank: the expert is not alive, or the signal is "
-        "not yet defined."
-    )
+        f"not yet defined. {waits}"
+    ).rstrip()

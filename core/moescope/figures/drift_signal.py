@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from moescope.errors import InputError
 from moescope.events import Event
 from moescope.figures.base import axis, figure
-from moescope.figures.drift import distance, evaluations, thresholds, value_of
+from moescope.figures.drift import distance, evaluations, thresholds, unseen, value_of
 from moescope.figures.lives import the_layer
 from moescope.figures.marks import AGAIN, marked
 from moescope.figures.palette import CATEGORICAL, NEUTRAL
@@ -52,7 +52,7 @@ def drift_signal(
         name="drift_signal",
         layer=layer,
         title=f"Drift signals of E{expert}, layer {layer}",
-        caption=_caption(layer, expert, mine, known),
+        caption=_caption(layer, expert, mine, known) if mine else unseen(log, layer),
         shown=len(kept),
         total=len(mine),
         note=f"{number(len(kept))} of {number(len(mine))} evaluations, all that fired among them"
@@ -160,8 +160,6 @@ def _shapes(at: Mapping[str, Any], place: int) -> list[dict[str, Any]]:
 def _caption(
     layer: int, expert: int, mine: Sequence[tuple[int, Mapping[str, Any]]], known: Mapping[str, Mapping[str, Any]]
 ) -> str:
-    if not mine:
-        return f"The growth detector has not yet looked at layer {layer}, or the run has none."
     if not known:
         return f"This run's detector has no threshold: it looked at E{expert} {number(len(mine))} times."
     tests = " and ".join(f"{name} is {at['fires']} {at['at']:.3g}" for name, at in known.items())

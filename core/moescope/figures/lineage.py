@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from moescope.events import Event
 from moescope.figures.base import axis, figure
 from moescope.figures.lives import CHANGES, Life, family_order, last_step, lives, settled, the_layer
-from moescope.figures.marks import reason
+from moescope.figures.marks import death, reason
 from moescope.figures.palette import expert_colours
 from moescope.figures.steps import first_step
 from moescope.figures.wording import escape
@@ -127,12 +127,12 @@ def _short(words: str) -> str:
 def _hover(life: Life, births: Mapping[tuple[int, int], Mapping[str, Any]], said: str) -> str:
     lines = [f"<b>E{life.expert}</b>"]
     if life.parent is None:
-        lines.append("there from the start" if life.born == 0 else f"there from step {life.born}")
+        lines.append("there from the start" if life.born == 0 else f"there from step {life.born} on")
     else:
         why = reason(births[life.expert, life.born])
         lines.append(f"step {life.born}: split from E{life.parent} ({escape(why)})")
     if life.died is not None:
-        lines.append(f"step {life.died}: {escape(life.end or 'dies')}")
+        lines.append(f"step {life.died}: {escape(death(life.end))}")
     if said:
         lines.append(f"responds to {escape(said)}")
     return "<br>".join(lines)
@@ -140,7 +140,7 @@ def _hover(life: Life, births: Mapping[tuple[int, int], Mapping[str, Any]], said
 
 def _caption(layer: int, found: Sequence[Life], alive: int, answered: bool) -> str:
     if not found:
-        return "The run has not said yet which experts it has."
+        return "Nothing yet: the family tree appears when the run starts."
     born = sum(life.parent is not None for life in found)
     died = sum(life.died is not None for life in found)
     caption = (

@@ -45,8 +45,7 @@ def load_over_time(events: Iterable[Event], layer: int | None = None, *, max_poi
         name="load_over_time",
         layer=layer,
         title=f"Load over time, layer {layer}",
-        caption=f"Share of assignments per expert of layer {layer}, at each step over that step's tokens. "
-        + _even(found, len(order), areas),
+        caption=_caption(layer, found, len(order), areas),
         shown=len(chosen),
         total=len(log),
         note=thinning_note(len(chosen), len(log)),
@@ -62,9 +61,14 @@ def load_over_time(events: Iterable[Event], layer: int | None = None, *, max_poi
     return marked(drawn, events, layer)
 
 
-def _even(found: Sequence[Life], count: int, areas: bool) -> str:
+def _caption(layer: int, found: Sequence[Life], count: int, areas: bool) -> str:
     if not count:
-        return "No load was reported yet."
+        return "Nothing yet: the experts' load appears with the first step."
+    share = f"Share of assignments per expert of layer {layer}, at each step over that step's tokens."
+    return f"{share} {_even(found, count, areas)}"
+
+
+def _even(found: Sequence[Life], count: int, areas: bool) -> str:
     if all(life.parent is None and life.died is None for life in found):
         return f"An even share is 1/{count}."
     beside = ", from the bottom up each child beside its parent" if areas else ""

@@ -37,6 +37,24 @@ STYLES: Final[Mapping[str, tuple[str, str, bool]]] = MappingProxyType(
 )
 """Shape, colour and row (whether the upper one) of every kind of mark, in the order of the legend."""
 
+_DETECTED: Final = {"conflict": "its tokens pulled it two ways"}
+_WHY: Final = {
+    "drift": "its gradient drifted",
+    "coverage": "tokens were reached by no expert",
+    "random": "picked at random",
+    "by hand": "split by hand",
+} | _DETECTED
+_DEATHS: Final = {
+    "end of growth": "was pruned at the end of growth: the held-out loss hardly changes without it",
+    "never reached": "was pruned: no token reached it",
+    "by hand": "was retired by hand",
+}
+_GROWN: Final = {
+    "phase over": "its phase is over",
+    "patience": "too many trials in a row brought no gain",
+    "full": "every slot is taken",
+}
+
 LINES: Final = ("split", "pruned", "by hand", "data arrive")
 """Marks from which a line goes down; verdicts would double them."""
 
@@ -83,13 +101,16 @@ def _told(event: Event, layer: int | None) -> tuple[str, str]:
         verb = "stays" if told["kept"] else "is removed"
         return ("stays" if told["kept"] else "removed"), f"E{told['child']} {verb}: {told.get('why', '')}"
     if event.kind == "prune":
-        return ("by hand" if by_hand else "pruned"), f"E{told['expert']} dies ({told.get('why', '')})"
+        return ("by hand" if by_hand else "pruned"), f"E{told['expert']} {death(str(told.get('why', '')))}"
     alive = [f"L{item['layer']}: {item['alive']}" for item in told.get("layers", ()) if layer in (None, item["layer"])]
-    return "growth ends", f"growth ends ({told.get('why', '')}); experts alive: {', '.join(alive)}"
+    return (
+        "growth ends",
+        f"growth ends ({_GROWN.get(told.get('why', ''), told.get('why', ''))}); experts alive: {', '.join(alive)}",
+    )
 
 
 def reason(told: Mapping[str, Any]) -> str:
-    """Why an expansion was: its signals that a test reads, else the word for it."""
+    """Why an expansion was, in words, and the signals that a test reads."""
     shown = {"p_value": "p"}
     signals = [
         f"{shown.get(name, name)} = {value:.2g}"
@@ -97,7 +118,15 @@ def reason(told: Mapping[str, Any]) -> str:
         if isinstance(value, (int, float)) and name not in ("grad_norm", "z")
     ]
     why = str(told.get("why") or "")
-    return ", ".join(signals) if signals and why == "drift" else why or "no reason given"
+    if why == "drift" and told.get("detector") in _DETECTED:
+        why = str(told["detector"])
+    words = _WHY.get(why, why) or "no reason given"
+    return f"{words}: {', '.join(signals)}" if signals and told.get("why") == "drift" else words
+
+
+def death(why: str) -> str:
+    """What became of an expert, in words that follow its name."""
+    return _DEATHS.get(why, why) or "dies"
 
 
 def marked(drawn: go.Figure, log: Sequence[Event], layer: int | None) -> go.Figure:
