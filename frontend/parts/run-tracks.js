@@ -62,11 +62,14 @@ export class MoeRunTracks extends HTMLElement {
     return h("section", { class: `panel track area-${AREAS[name]}`, "data-track": name, hidden: name === "drift_signal" }, figure);
   }
 
+  /** First step that the tracks show: a fork goes on from another run's checkpoint. */
+  get begin() { return this.run?.fork?.step ?? 0; }
+
   /** Last step that the tracks show: while a run goes on the frame grows by halves, so that what is drawn does not creep. */
   get end() {
     const { step = 0, steps = 1, status = "" } = this.run ?? {};
     if (status === "finished" || status === "stopped" || status === "failed" || this.run?.orphan) return Math.max(1, step);
-    return [1 / 8, 1 / 4, 1 / 2, 1].map((share) => Math.ceil(share * steps)).find((frame) => frame >= step) ?? Math.max(1, steps);
+    return [1 / 8, 1 / 4, 1 / 2, 1].map((share) => Math.ceil(this.begin + share * (steps - this.begin))).find((frame) => frame >= step) ?? Math.max(1, steps);
   }
 
   /** Show a layer, an expert and a step. @param {Look} look @returns {Promise<unknown>} */
@@ -77,7 +80,7 @@ export class MoeRunTracks extends HTMLElement {
     const { layer, expert, step } = look;
     const shows = [];
     for (const [name, figure] of this.tracks) {
-      figure.look({ frame: [0, this.end], expert: name === "loss" || name === "drift_signal" ? null : expert });
+      figure.look({ frame: [this.begin, this.end], expert: name === "loss" || name === "drift_signal" ? null : expert });
       figure.point(step);
       if (name === "drift") figure.outline(expert === null ? [] : [{ x: null, y: `E${expert}`, kind: "selected" }]);
       if (name === "drift_signal") {
@@ -95,7 +98,7 @@ export class MoeRunTracks extends HTMLElement {
   /** The run's row has changed. @param {RunRow} run */
   put(run) {
     this.run = run;
-    for (const figure of this.tracks.values()) figure.look({ frame: [0, this.end] });
+    for (const figure of this.tracks.values()) figure.look({ frame: [this.begin, this.end] });
   }
 
   /** @param {MoeEvent} event */
@@ -103,7 +106,7 @@ export class MoeRunTracks extends HTMLElement {
     const before = this.end;
     if (this.run && event.step > this.run.step) this.run.step = event.step;
     for (const figure of this.tracks.values()) figure.grow(event);
-    if (this.end !== before) for (const figure of this.tracks.values()) figure.look({ frame: [0, this.end] });
+    if (this.end !== before) for (const figure of this.tracks.values()) figure.look({ frame: [this.begin, this.end] });
   }
 
   /** @param {boolean} back whether the run went back a few steps */

@@ -18,6 +18,7 @@ export class MoeTransport extends HTMLElement {
   /** @type {number | null} */
   step = null;
   last = 0;
+  begin = 0;
   end = 1;
   playing = false;
   turn = 0;
@@ -39,13 +40,15 @@ export class MoeTransport extends HTMLElement {
 
   disconnectedCallback() { this.pause(); }
 
-  /** @param {number[]} stops @param {number | null} step @param {number} last the newest step @param {number} end where the slider ends @param {boolean} live */
-  put(stops, step, last, end, live) {
-    if (stops.join() !== this.stops.join() || end !== this.end) fill(this.ticks, stops.map((stop) => h("i", { style: { left: `${(100 * stop) / Math.max(1, end)}%` } })));
-    Object.assign(this, { stops, step, last, end, live });
+  /** @param {number[]} stops @param {number | null} step @param {number} last the newest step @param {[number, number]} frame where the slider begins and ends @param {boolean} live */
+  put(stops, step, last, [begin, end], live) {
+    const along = (/** @type {number} */ at) => `${(100 * Math.max(0, at - begin)) / Math.max(1, end - begin)}%`;
+    if (stops.join() !== this.stops.join() || begin !== this.begin || end !== this.end) fill(this.ticks, stops.map((stop) => h("i", { style: { left: along(stop) } })));
+    Object.assign(this, { stops, step, last, begin, end, live });
+    this.slider.min = String(begin);
     this.slider.max = String(end);
     this.slider.value = String(step ?? last);
-    this.slider.style.setProperty("--done", `${(100 * last) / Math.max(1, end)}%`);
+    this.slider.style.setProperty("--done", along(last));
     this.now.hidden = step === null;
     this.now.textContent = live ? "Live" : "End";
     this.now.title = live ? "Follow the run ( Esc )" : "To the end of the run ( Esc )";

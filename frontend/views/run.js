@@ -165,7 +165,7 @@ export class MoeRun extends HTMLElement {
 
   move() {
     const { run, tracks } = this;
-    if (run) tracks.transport.put(this.map.stops, state.int("step"), run.step, tracks.end, ["running", "paused", "queued"].includes(run.status) && !run.orphan);
+    if (run) tracks.transport.put(this.map.stops, state.int("step"), run.step, [tracks.begin, tracks.end], ["running", "paused", "queued"].includes(run.status) && !run.orphan);
   }
 
   /** @param {number | null} expert */

@@ -77,7 +77,7 @@ def finished(home: Path) -> str:
 def open_run(page: Page, served: Served, run: str, query: str = "") -> None:
     page.goto(f"{served.base}/#/run/{run}{query}")
     expect(page.locator("[data-track=lineage] .scatterlayer .trace").first).to_be_attached()
-    expect(page.locator("[data-track=drift] .heatmaplayer image")).to_be_attached()
+    expect(page.locator("[data-track=drift] .heatmaplayer image").first).to_be_attached()
     expect(page.locator(".area-load .scatterlayer .trace").first).to_be_attached()
 
 

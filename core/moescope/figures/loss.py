@@ -183,8 +183,8 @@ def loss(events: Iterable[Event], *, max_points: int = 4000) -> go.Figure:
         title="Loss",
         caption=leaky(log)
         + (
-            f"{_MEANING[unit]} Faint: each training step; the running mean keeps {SMOOTHING:g} of itself a step"
-            + ("; dots: held-out data." if len(eval_step) else ".")
+            f"{_MEANING[unit]} Faint: each training step; the running mean keeps {SMOOTHING:g} of itself a step; "
+            "dots: held-out data, where it is evaluated."
             + (" The axis is logarithmic." if decades else "")
             + (
                 f" Dotted line: the least loss that is possible, {floor[0]:.3f} ± {floor[1]:.3f} {unit}."
