@@ -132,11 +132,12 @@ export class RunHead extends HTMLElement {
   write() {
     const { loss, eval: held, evaluated, accuracy, lr, tokens, seconds, maxvio, maxvioLayer, params, device } = /** @type {Record<string, any>} */ (this.last);
     this.leaky.hidden = !this.last.leaky;
+    const what = /** @type {any} */ (this.run?.config)?.model?.head === "values" ? "Mean squared error" : "Cross-entropy in nats";
     const speed = tokens && seconds ? `${compact(tokens / seconds)} tokens/s` : "–";
     /** @type {[string, string, string][]} */
     const rows = [
-      ["Loss", number(loss, 4), "Cross-entropy of the last step, in nats, without auxiliary losses."],
-      ...(held === undefined && !(this.run && willEvaluate(this.run)) ? [] : /** @type {[string, string, string][]} */ ([["Held-out loss", held === undefined ? "–" : `${number(held, 4)} (step ${evaluated})`, "Cross-entropy on data that is not trained on, in nats, and the step it was last measured at."]])),
+      ["Loss", number(loss, 4), `${what} of the last step, without auxiliary losses.`],
+      ...(held === undefined && !(this.run && willEvaluate(this.run)) ? [] : /** @type {[string, string, string][]} */ ([["Held-out loss", held === undefined ? "–" : `${number(held, 4)} (step ${evaluated})`, `${what} on data that is not trained on, and the step it was last measured at.`]])),
       ...(accuracy === undefined || accuracy === null ? [] : /** @type {[string, string, string][]} */ ([["Held-out accuracy", `${number(accuracy, 3)} (step ${evaluated})`, "Share of held-out images that are classified right."]])),
       ["MaxVio, worst layer", maxvio === undefined ? "–" : `${number(maxvio, 3)} (layer ${maxvioLayer})`, "How far the busiest expert lies above an even share, in the layer where it is worst. 0 is perfectly even."],
       ["Learning rate", number(lr, 2), "After warm-up and cosine."], ["Tokens seen", compact(tokens), "Tokens trained on since the start."],

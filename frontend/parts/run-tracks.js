@@ -10,7 +10,7 @@ import { MoeTransport } from "./transport.js";
 
 /** @type {Record<string, string>} */
 const HELP = {
-  loss: "Lower is better. A model that guesses evenly over a vocabulary of V has ln V nats.",
+  loss: "Lower is better. A language model that guesses evenly over a vocabulary of V has ln V nats.",
   load_over_time: "How the layer's work is shared among its experts: each band is an expert, as wide as its share. A new band is a new expert; where it opens, it takes work from its parent.",
   drift: "How near each expert is to its detector's threshold. Where a mark stands, the detector fired. Click a cell to see the expert's signals as curves.",
   drift_signal: "The signals of the selected expert against their thresholds, one panel each.",
