@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -166,9 +165,16 @@ def main() -> None:
     except OSError as error:  # a path that cannot be, a full disk, a folder that may not be written
         where = f"{error.filename}: " if error.filename is not None else ""
         _fail(f"{where}{error.strerror or error}", 2)
-    except sqlite3.Error as error:  # of the home folder: the same faults, as SQLite says them
-        _fail(f"the home folder's moescope.sqlite: {error}", 2)
+    except Exception as error:
+        if not _is_of_sqlite(error):
+            raise
+        _fail(f"the home folder's moescope.sqlite: {error}", 2)  # the same faults, as SQLite says them
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _is_of_sqlite(error: Exception) -> bool:
+    sqlite3 = sys.modules.get("sqlite3")  # not imported for its own sake: `--help` needs none of it
+    return sqlite3 is not None and isinstance(error, sqlite3.Error)
 
 
 def _fail(sentence: str, code: int) -> None:
