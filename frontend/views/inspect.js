@@ -17,9 +17,9 @@ import { stepThrough } from "../parts/steps.js";
 import { MoeTraceForm } from "../parts/trace-form.js";
 import { facts, warnings } from "../parts/trace-facts.js";
 
-/** What a first visit opens: a bundled sample's trace if there is one, else the newest. @returns {Promise<string | null>} */
+/** What a first visit opens: a bundled model's trace if there is one, else the newest. @returns {Promise<string | null>} */
 export async function firstTrace() {
-  const traces = (await api.traces()).sort((a, b) => Number(b.origin === "sample") - Number(a.origin === "sample") || Number(a.run !== null) - Number(b.run !== null) || (a.origin === "sample" ? a.id.localeCompare(b.id) : 0));
+  const traces = (await api.traces()).sort((a, b) => Number(b.origin === "sample") - Number(a.origin === "sample") || (a.origin === "sample" ? Number(a.run !== null) - Number(b.run !== null) || a.id.localeCompare(b.id) : 0));
   const first = traces.find((trace) => trace.origin === "sample" && trace.kind === "text") ?? traces[0];
   return first?.id ?? null;
 }
